@@ -1,0 +1,765 @@
+/*
+ * conn.c - the life of one connection, as a table of states.
+ *
+ * A worker runs a connection's states one after the other; each does one thing
+ * and names the next.  What a client speaks is found out from its first bytes:
+ * on the port itself, again inside of TLS, and again behind a CONNECT.  A
+ * connection that is waiting for its client gives its worker back: it is
+ * parked with the accept thread and goes on where it was.
+ *
+ * Follows  RFC 9112 section 9 (connections), RFC 9110 section 9.3.6 (CONNECT).
+ * Owns     the client's end, and the way to the origin kept for it.
+ * Threads  one worker at a time; the accept thread while it is parked.
+ * Blocks   in every state, within the clocks of proxy.ini.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "proxy.h"
+
+enum {
+    CLOSE_MS = 1000,       /* how long a closing connection is drained */
+    FIRST_LINE_MAX = 8192, /* of what may be HTTP behind a CONNECT */
+};
+
+/* ---- waiting and parking ----------------------------------------------------------- */
+
+/* Give the worker back until the client sends something, or until `until_ms`. */
+static enum conn_state
+park(struct conn *c, enum conn_state resume, int64_t until_ms)
+{
+    end_drop_buffer(&c->end);
+    if (c->end.len == 0) { /* between requests: idle costs next to nothing */
+        head_clear(&c->req);
+        head_clear(&c->res);
+        if (c->up != NULL && !c->up->bound && c->up->http != NULL) {
+            upstream_give(&c->client, c->up);
+            c->up = NULL;
+        }
+    }
+    c->resume = resume;
+    c->until = until_ms;
+    return ST_PARKED;
+}
+
+static int64_t
+idle_until(const struct conn *c)
+{
+    return now_ms() + c->client.conf->idle_s * 1000LL;
+}
+
+/* Nothing more, and nothing left to say. */
+static enum conn_state
+goodbye(struct conn *c, const struct fail *f)
+{
+    c->fail = *f;
+    return ST_CLOSE;
+}
+
+/* ---- detect -------------------------------------------------------------------------- */
+
+enum speaks { SPEAKS_UNCLEAR, SPEAKS_TLS, SPEAKS_HTTP, SPEAKS_OTHER };
+
+/* The first line of what may be HTTP/1.  A method that everybody knows is
+ * enough; for any other the line has to end as a request line does. */
+static enum speaks
+speaks_line(struct span s)
+{
+    const char *space, *eol = memchr(s.at, '\n', s.len);
+    size_t line = eol != NULL ? (size_t)(eol - s.at) : s.len;
+    struct span method = {s.at, line};
+
+    if ((space = memchr(s.at, ' ', line)) != NULL)
+        method.len = (size_t)(space - s.at);
+    if (method.len > 0 && method.at[method.len - 1] == '\r')
+        method.len--;
+    if (!is_token(method) || span_is(method, "PRI"))
+        return SPEAKS_OTHER;
+    if (space != NULL && method_of(method) != METHOD_OTHER)
+        return SPEAKS_HTTP;
+    if (eol == NULL)
+        return s.len < FIRST_LINE_MAX ? SPEAKS_UNCLEAR : SPEAKS_OTHER;
+    if (line > 0 && s.at[line - 1] == '\r')
+        line--;
+    return line > 9 && memcmp(s.at + line - 9, " HTTP/1.", 8) == 0
+               ? SPEAKS_HTTP
+               : SPEAKS_OTHER;
+}
+
+static enum speaks
+speaks_what(struct span s)
+{
+    if (s.len == 0)
+        return SPEAKS_UNCLEAR;
+    if (s.at[0] == 0x16) /* a TLS handshake record, RFC 8446 section 5.1 */
+        return s.len == 1    ? SPEAKS_UNCLEAR
+               : s.at[1] == 3 ? SPEAKS_TLS
+                              : SPEAKS_OTHER;
+    return speaks_line(s);
+}
+
+/* Wait for the client's next bytes until `until_ms`; a server that speaks
+ * first ends the wait.  True: there are more. */
+static bool
+sniff_more(struct conn *c, int64_t until_ms)
+{
+    struct end *server = c->up != NULL ? &c->up->end : NULL;
+    struct pollfd p[2] = {{.fd = c->end.fd, .events = POLLIN},
+                          {.fd = server != NULL ? server->fd : -1,
+                           .events = POLLIN | POLLRDHUP}};
+    size_t before = c->end.len;
+    int64_t left = until_ms - now_ms();
+    struct fail ignored = {0};
+    int64_t deadline = c->end.deadline;
+
+    if (before == 0 && end_pending(&c->end))
+        return true;
+    if (left <= 0 || poll(p, 2, (int)left) <= 0 || p[1].revents != 0 ||
+        p[0].revents == 0)
+        return false;
+    c->end.deadline = until_ms; /* half a TLS record may be all there is */
+    (void)end_fill(&c->end, END_BUF, &ignored);
+    c->end.deadline = deadline;
+    return c->end.len > before;
+}
+
+/* Behind a CONNECT, or inside an interception: HTTP is taken apart, anything
+ * else goes through as it is. */
+static enum conn_state
+detect_inside(struct conn *c)
+{
+    int64_t until = now_ms() + c->client.conf->sniff_ms;
+    enum speaks what = SPEAKS_UNCLEAR;
+
+    if (c->opaque)
+        return ST_TUNNEL;
+    while ((what = speaks_what(end_ahead(&c->end))) == SPEAKS_UNCLEAR)
+        if (!sniff_more(c, until))
+            break;
+    if (what == SPEAKS_TLS)
+        return ST_HANDSHAKE;
+    if (what == SPEAKS_HTTP &&
+        (c->target.tls ||
+         mitm_wants(c->client.conf, c->target.host, c->target.port)))
+        return ST_REQUEST;
+    /* A browser opens TLS connections in advance and stays silent on them:
+     * that is no reason to look away, as long as the origin is silent, too. */
+    if (what == SPEAKS_UNCLEAR && c->end.len == 0 && c->target.tls &&
+        (c->up == NULL || end_quiet(&c->up->end)))
+        return park(c, ST_DETECT, idle_until(c));
+    c->opaque = true;
+    return ST_TUNNEL;
+}
+
+/* The first bytes on our port, or inside TLS that was for ourselves. */
+static enum conn_state
+conn_detect(struct conn *c)
+{
+    struct fail f = {0};
+    enum why why = WHY_NONE;
+
+    if (c->target_known && !c->client.own_name)
+        return detect_inside(c);
+    if (c->end.len == 0) {
+        c->end.idle_ms = c->client.conf->linger_ms;
+        why = end_fill(&c->end, END_BUF, &f);
+        c->end.idle_ms = c->client.conf->idle_s * 1000;
+    }
+    if (why == WHY_IDLE)
+        return park(c, ST_DETECT, idle_until(c));
+    if (why != WHY_NONE)
+        return goodbye(c, &f);
+    if (end_ahead(&c->end).at[0] == 0x16) {
+        if (!c->client.tls)
+            return ST_HANDSHAKE;
+        fail_own(&f, SIDE_CLIENT, WHY_PROTO, "TLS inside TLS to ourselves");
+        return goodbye(c, &f);
+    }
+    /* Whatever else it is, HTTP/1 knows how to refuse it. */
+    c->spoke = c->client.tls ? "tls+http/1" : "http/1";
+    return ST_REQUEST;
+}
+
+/* ---- handshake ------------------------------------------------------------------------- */
+
+/* A client refused our certificate: say how to leave its host alone. */
+static void
+log_refusal(const struct conn *c, const char *name, const struct fail *f)
+{
+    if (f->why != WHY_ALERT)
+        return;
+    log_say(LEVEL_WARN, c->client.id, "untrusted",
+            "%s does not accept our certificate for %s (%s): let it trust "
+            "%s/ca.pem, or leave the host alone with [intercept] except = %s",
+            c->client.addr, name, f->text(f->code),
+            mitm_dir(c->client.weir->mitm), name);
+}
+
+/* TLS for one of our own names: an "https://" proxy, or our pages. */
+static enum conn_state
+handshake_own(struct conn *c, int64_t deadline)
+{
+    struct sockaddr_storage at;
+    socklen_t len = sizeof at;
+    char name[ADDR_MAX] = "localhost";
+    struct fail f = {0};
+
+    if (getsockname(c->end.fd, (struct sockaddr *)&at, &len) == 0 &&
+        (at.ss_family == AF_INET || at.ss_family == AF_INET6)) {
+        address_text((struct sockaddr *)&at, name);
+        *strrchr(name, ':') = '\0';
+        if (name[0] == '[') {
+            memmove(name, name + 1, strlen(name));
+            name[strlen(name) - 1] = '\0';
+        }
+    }
+    if (mitm_accept(c->client.weir->mitm, &c->end,
+                    c->hello.sni[0] != '\0' ? c->hello.sni : name, NULL,
+                    c->hello.alpn & ALPN_HTTP1, deadline, &f) != WHY_NONE) {
+        log_refusal(c, c->hello.sni[0] != '\0' ? c->hello.sni : name, &f);
+        c->cut = true;
+        return goodbye(c, &f);
+    }
+    c->client.tls = true;
+    c->spoke = "tls";
+    return ST_DETECT;
+}
+
+/* Learn what the origin is like before the client gets our certificate.  If
+ * that fails the client gets its handshake all the same, and then reads the
+ * reason as an answer: the exchange will meet the same failure. */
+static void
+learn_origin(struct conn *c, struct known *known)
+{
+    struct fail f = {0};
+
+    *known = (struct known){.alpn = ALPN_HTTP1};
+    /* A client that offers no protocol may speak one in which the server says
+     * the first word, and only a ready connection can hear that. */
+    if (c->hello.alpn != 0 && upstream_known(&c->client, &c->target, known))
+        return;
+    if (c->up == NULL) {
+        c->up = upstream_take(&c->client, &c->target, false, &f);
+    } else if (upstream_ready(&c->client, c->up, &f) != WHY_NONE) {
+        upstream_free(c->up);
+        c->up = NULL;
+    }
+    if (c->up != NULL)
+        (void)upstream_known(&c->client, &c->target, known);
+}
+
+/* TLS for somebody else: we are the origin to the client, and the client to
+ * the origin. */
+static enum conn_state
+handshake_intercept(struct conn *c, int64_t deadline)
+{
+    const char *name;
+    struct known known;
+    struct fail f = {0};
+
+    c->target.tls = true;
+    if (strcmp(c->hello.sni, c->target.host) != 0)
+        memcpy(c->target.sni, c->hello.sni, sizeof c->target.sni);
+    if (c->up != NULL)
+        c->up->origin = c->target;
+    name = c->hello.sni[0] != '\0' ? c->hello.sni : c->target.host;
+    learn_origin(c, &known);
+    if (mitm_accept(c->client.weir->mitm, &c->end, name, &known.names,
+                    known.alpn & c->hello.alpn, deadline, &f) != WHY_NONE) {
+        log_refusal(c, name, &f);
+        c->cut = true;
+        return goodbye(c, &f);
+    }
+    c->client.inside = &c->target;
+    c->spoke = "intercepted";
+    return ST_DETECT;
+}
+
+/* Is this TLS ours to look into?  The name that the client wants to see decides,
+ * but an exception for where it connects counts as well.  A client that offers
+ * protocols, and none of them HTTP, has no use for a proxy of HTTP. */
+static bool
+handshake_wanted(const struct conn *c)
+{
+    const struct config *conf = c->client.conf;
+    const char *name =
+        c->hello.sni[0] != '\0' ? c->hello.sni : c->target.host;
+
+    return mitm_wants(conf, name, c->target.port) &&
+           !match_host(conf->except, c->target.host, c->target.port) &&
+           (c->hello.alpn == 0 || (c->hello.alpn & (ALPN_HTTP1 | ALPN_H2)));
+}
+
+/* A ClientHello is coming: read it, see for whom it is. */
+static enum conn_state
+conn_handshake(struct conn *c)
+{
+    int64_t deadline = now_ms() + c->client.conf->head_s * 1000LL;
+    struct fail f = {0};
+    enum why why = hello_read(&c->end, deadline, &c->hello, &f);
+
+    if (why != WHY_NONE && c->target_known && !c->client.own_name &&
+        c->end.len > 0) {
+        c->opaque = true; /* it only looked like TLS */
+        return ST_TUNNEL;
+    }
+    if (why != WHY_NONE)
+        return goodbye(c, &f);
+    if (c->client.own_name ||
+        (!c->target_known &&
+         (c->hello.sni[0] == '\0' || strcmp(c->hello.sni, WEIR_HOST) == 0 ||
+          name_is_local(c->client.conf, c->hello.sni))))
+        return handshake_own(c, deadline);
+    if (!c->target_known) { /* DNS led the client here instead of there */
+        c->target = (struct origin){.port = 443};
+        memcpy(c->target.host, c->hello.sni, sizeof c->target.host);
+        c->target_known = true;
+    }
+    if (handshake_wanted(c))
+        return handshake_intercept(c, deadline);
+    c->opaque = true;
+    return ST_TUNNEL;
+}
+
+/* ---- request, linger -------------------------------------------------------------------- */
+
+/* The settings may have been read anew since the last request. */
+static void
+refresh_config(struct conn *c)
+{
+    struct weir *w = c->client.weir;
+
+    if (atomic_load(&w->config) != c->client.conf) {
+        config_give(c->client.conf);
+        c->client.conf = config_take(w);
+    }
+}
+
+static void
+exchange_begin(struct conn *c, struct exchange *x)
+{
+    *x = (struct exchange){.client = &c->client, .worker = c->worker,
+                           .down = &c->h1.http, .req = &c->req,
+                           .res = &c->res, .up = c->up, .begun_us = now_us()};
+    c->up = NULL;
+}
+
+/* What came is no request, or a CONNECT that leads nowhere: answer and close. */
+static enum conn_state
+refuse(struct conn *c, const struct fail *f)
+{
+    struct exchange x;
+
+    c->fail = *f;
+    exchange_begin(c, &x);
+    x.fail = *f;
+    if (exchange_refuse(&x) == EXCHANGE_CUT)
+        c->cut = true;
+    return ST_CLOSE;
+}
+
+/* CONNECT: where to?  RFC 9112 section 3.2.3. */
+static enum conn_state
+request_connect(struct conn *c)
+{
+    bool ourselves = false;
+    struct fail f = {0};
+
+    if (head_route(&c->req, &c->client, &c->target, &ourselves, &f) !=
+        WHY_NONE)
+        return refuse(c, &f);
+    c->client.own_name = strcmp(c->target.host, WEIR_HOST) == 0;
+    c->spoke = "connect";
+    return ST_DIAL;
+}
+
+/* One request head, complete. */
+static enum conn_state
+conn_request(struct conn *c)
+{
+    struct fail f = {0};
+    enum why why;
+
+    refresh_config(c);
+    why = h1_try_head(&c->h1, &c->req, &f);
+    if (why == WHY_MORE && c->h1.head_from != 0 &&
+        now_ms() >= c->h1.head_from + c->h1.limits.head_ms)
+        why = fail_own(&f, SIDE_CLIENT, WHY_LATE, "read request head");
+    if (why == WHY_MORE)
+        return ST_LINGER;
+    if (why != WHY_NONE)
+        return refuse(c, &f);
+    if (c->req.method_id == METHOD_CONNECT)
+        return request_connect(c);
+    return ST_EXCHANGE;
+}
+
+/* No complete request yet: wait a moment, then park. */
+static enum conn_state
+conn_linger(struct conn *c)
+{
+    const struct config *conf = c->client.conf;
+    struct fail f = {0};
+    enum why why;
+
+    if (c->end.len == 0 && atomic_load(&c->client.weir->draining))
+        return ST_CLOSE;
+    c->end.idle_ms = conf->linger_ms;
+    why = end_fill(&c->end, c->h1.limits.head_bytes + END_BUF, &f);
+    c->end.idle_ms = conf->idle_s * 1000;
+    if (why == WHY_NONE)
+        return ST_REQUEST;
+    if (why == WHY_IDLE)
+        return park(c, ST_REQUEST,
+                    c->h1.head_from != 0
+                        ? c->h1.head_from + c->h1.limits.head_ms
+                        : idle_until(c));
+    if (c->end.len == 0) /* before the first byte: an ordinary goodbye */
+        return ST_CLOSE;
+    if (why == WHY_EOF)
+        fail_own(&f, SIDE_CLIENT, WHY_CUT, "read request head");
+    return refuse(c, &f);
+}
+
+/* ---- dial: the target of a CONNECT ---------------------------------------------------------- */
+
+/* Success, in the words of RFC 9110 section 9.3.6: no length, no coding. */
+static enum why
+answer_connect(struct conn *c, struct fail *f)
+{
+    struct http *down = &c->h1.http;
+    enum why why;
+
+    head_reset(&c->res);
+    c->res.version = HTTP_11;
+    c->res.status = 200;
+    c->res.reason = span_of("Connection established");
+    c->res.body = BODY_RAW;
+    why = down->ops->write_head(down, &c->res, f);
+    return why == WHY_NONE ? down->ops->flush(down, f) : why;
+}
+
+/* May what follows be looked into?  If not there is no need to wait for it.  An
+ * address can still turn out, by SNI, to be a name that is on the list. */
+static bool
+dial_wanted(const struct conn *c)
+{
+    const struct config *conf = c->client.conf;
+    const struct origin *o = &c->target;
+
+    if (host_is_address(o->host))
+        return conf->intercept && !match_host(conf->except, o->host, o->port);
+    return mitm_wants(conf, o->host, o->port);
+}
+
+/* Reach the target, tell the client, and look at what it says next. */
+static enum conn_state
+conn_dial(struct conn *c)
+{
+    bool wanted = dial_wanted(c);
+    struct origin https = c->target;
+    struct fail f = {0};
+
+    https.tls = true;
+    if (c->up != NULL) {
+        upstream_give(&c->client, c->up);
+        c->up = NULL;
+    }
+    /* An idle connection to the same origin proves as much as a new one. */
+    if (!c->client.own_name &&
+        !(wanted && upstream_has(&c->client, &https)) &&
+        (c->up = upstream_dial(&c->client, &c->target, &f)) == NULL)
+        return refuse(c, &f);
+    if (answer_connect(c, &f) != WHY_NONE)
+        return goodbye(c, &f);
+    h1_take_raw(&c->h1);
+    h1_clear(&c->h1);
+    h1_init(&c->h1, &c->end, SIDE_CLIENT, c->client.conf);
+    c->target_known = true;
+    c->client.inside = c->client.own_name ? NULL : &c->target;
+    c->opaque = !wanted && !c->client.own_name;
+    return ST_DETECT;
+}
+
+/* ---- exchange --------------------------------------------------------------------------------- */
+
+/* One exchange; afterwards another may follow, or a tunnel. */
+static enum conn_state
+conn_exchange(struct conn *c)
+{
+    struct exchange x;
+    enum exchange_end how;
+
+    exchange_begin(c, &x);
+    how = exchange_run(&x);
+    c->up = x.up;
+    c->fail = x.fail;
+    switch (how) {
+    case EXCHANGE_KEEP:
+        return ST_REQUEST;
+    case EXCHANGE_RAW:
+        h1_take_raw(&c->h1);
+        h1_take_raw(&c->up->h1);
+        c->tunnel_idle_ms = c->client.conf->stream_idle_s * 1000;
+        return ST_TUNNEL;
+    case EXCHANGE_CUT:
+        c->cut = true;
+        return ST_CLOSE;
+    case EXCHANGE_CLOSE:
+        break;
+    }
+    return ST_CLOSE;
+}
+
+/* ---- tunnel ------------------------------------------------------------------------------------ */
+
+/* The way that goes with what the client has: TLS if it was intercepted. */
+static enum why
+tunnel_way(struct conn *c, struct fail *f)
+{
+    if (c->up == NULL)
+        c->up = upstream_dial(&c->client, &c->target, f);
+    if (c->up == NULL)
+        return f->why;
+    if (c->up->http == NULL && c->target.tls)
+        return upstream_ready(&c->client, c->up, f);
+    return WHY_NONE;
+}
+
+static void
+log_tunnel(const struct conn *c, int64_t from_us)
+{
+    const struct tunnel_result *r = &c->tunnel;
+    char target[HOST_MAX + 16];
+    struct line l;
+
+    if (!log_on(LEVEL_INFO))
+        return;
+    origin_authority(&c->up->origin, target, sizeof target);
+    log_begin(&l, LEVEL_INFO, "tunnel", c->client.id);
+    log_str(&l, "client", c->client.addr);
+    log_str(&l, "target", target);
+    log_str(&l, "origin", c->up->addr);
+    log_int(&l, "up", (int64_t)r->up);
+    log_int(&l, "down", (int64_t)r->down);
+    log_ms(&l, "dns_ms", c->up->took.dns_us);
+    log_ms(&l, "connect_ms", c->up->took.connect_us);
+    log_ms(&l, "ms", now_us() - from_us);
+    log_str(&l, "ended_by", side_name(r->ended_by));
+    log_fail(&l, &r->fail);
+    log_send(&l);
+}
+
+/* Opaque bytes both ways.  Never back to anything else. */
+static enum conn_state
+conn_tunnel(struct conn *c)
+{
+    const struct config *conf = c->client.conf;
+    int64_t from_us = now_us();
+    struct fail f = {0};
+
+    if (tunnel_way(c, &f) != WHY_NONE) {
+        c->cut = true;
+        return goodbye(c, &f);
+    }
+    head_clear(&c->req);
+    head_clear(&c->res);
+    h1_clear(&c->h1);
+    tunnel_run(c->worker, c->client.weir, (struct tunnel_side){.end = &c->end},
+               (struct tunnel_side){.end = &c->up->end},
+               c->tunnel_idle_ms != 0 ? c->tunnel_idle_ms : conf->idle_s * 1000,
+               conf->half_closed_s * 1000, &c->tunnel);
+    log_tunnel(c, from_us);
+    c->fail = c->tunnel.fail;
+    c->cut = true; /* both directions were finished, or cut, one by one */
+    upstream_free(c->up);
+    c->up = NULL;
+    return ST_CLOSE;
+}
+
+/* ---- close -------------------------------------------------------------------------------------- */
+
+/* Finish our direction and let the client finish its own: closing with bytes
+ * unread would reset it while it still reads our answer (RFC 9112 section
+ * 9.6). */
+static void
+drain(struct conn *c)
+{
+    struct fail ignored = {0};
+    char buf[4096];
+    size_t n;
+
+    if (end_finish(&c->end, &ignored) != WHY_NONE)
+        return;
+    c->end.deadline = now_ms() + CLOSE_MS;
+    while (end_read(&c->end, buf, sizeof buf, &n, &ignored) == WHY_NONE)
+        ;
+}
+
+static void
+log_close(const struct conn *c)
+{
+    struct line l;
+
+    if (!log_on(LEVEL_INFO))
+        return;
+    log_begin(&l, LEVEL_INFO, "close", c->client.id);
+    log_str(&l, "client", c->client.addr);
+    log_str(&l, "spoke", c->spoke);
+    log_int(&l, "exchanges", (int64_t)c->client.n_exchanges);
+    log_int(&l, "in", (int64_t)c->end.n_in);
+    log_int(&l, "out", (int64_t)c->end.n_out);
+    log_ms(&l, "ms", now_us() - c->began_us);
+    log_fail(&l, &c->fail);
+    log_send(&l);
+}
+
+/* The only way to DONE: say goodbye, log the one line. */
+static enum conn_state
+conn_close(struct conn *c)
+{
+    upstream_give(&c->client, c->up);
+    c->up = NULL;
+    if (!c->cut)
+        drain(c);
+    log_close(c);
+    return ST_DONE;
+}
+
+/* ---- the life ------------------------------------------------------------------------------------- */
+
+static const struct step {
+    const char *name;
+    enum conn_state (*run)(struct conn *c);
+} steps[] = {
+    [ST_DETECT] = {"detect", conn_detect},          /* what does it speak? */
+    [ST_HANDSHAKE] = {"handshake", conn_handshake}, /* TLS, as whom? */
+    [ST_REQUEST] = {"request", conn_request},       /* one head, complete */
+    [ST_DIAL] = {"dial", conn_dial},                /* a CONNECT's target */
+    [ST_EXCHANGE] = {"exchange", conn_exchange},    /* request up, answer down */
+    [ST_TUNNEL] = {"tunnel", conn_tunnel},          /* opaque, to the end */
+    [ST_LINGER] = {"linger", conn_linger},          /* for more, or park */
+    [ST_CLOSE] = {"close", conn_close},             /* the only way to DONE */
+};
+
+/*
+ * conn_run - live on until the client has to be waited for, or it is over.
+ *
+ * Returns ST_PARKED: hand it to the accept thread, c->until says how long it
+ * may wait; when the client sends, run it again.  ST_DONE: conn_free() it.
+ * Thread: a worker.  Blocks: yes.
+ */
+enum conn_state
+conn_run(struct conn *c, struct worker *w)
+{
+    c->worker = w;
+    if (c->state == ST_PARKED)
+        c->state = c->resume;
+    while (c->state != ST_DONE && c->state != ST_PARKED) {
+        if (log_on(LEVEL_DEBUG))
+            log_say(LEVEL_DEBUG, c->client.id, "state", "%s",
+                    steps[c->state].name);
+        c->state = steps[c->state].run(c);
+    }
+    c->worker = NULL;
+    return c->state;
+}
+
+/*
+ * conn_new - a connection that was just accepted.
+ *
+ * fd    its socket, blocking; closed by conn_free()
+ * sa    the client's address
+ *
+ * Returns NULL when out of memory; fd is then still the caller's.
+ */
+struct conn *
+conn_new(struct weir *w, int fd, const struct sockaddr *sa, socklen_t len)
+{
+    struct conn *c = calloc(1, sizeof *c);
+
+    (void)len;
+    if (c == NULL)
+        return NULL;
+    c->client.weir = w;
+    c->client.conf = config_take(w);
+    c->client.id = atomic_fetch_add(&w->n_conns, 1) + 1;
+    address_text(sa, c->client.addr);
+    end_init(&c->end, fd, SIDE_CLIENT, c->client.conf->idle_s * 1000);
+    /* The listener's timeouts came with the socket: socket(7), listen.c. */
+    c->end.rcv_ms = c->end.snd_ms = c->end.idle_ms;
+    h1_init(&c->h1, &c->end, SIDE_CLIENT, c->client.conf);
+    head_init(&c->req);
+    head_init(&c->res);
+    c->spoke = "nothing";
+    c->epoll_fd = -1;
+    c->began_us = now_us();
+    c->state = ST_PARKED;
+    c->resume = ST_DETECT;
+    c->until = idle_until(c);
+    return c;
+}
+
+/* A short answer without waiting, for a client that seems to speak HTTP. */
+static void
+answer_now(struct conn *c, const char *text)
+{
+    char unread[2048];
+    ssize_t n = recv(c->end.fd, unread, sizeof unread, MSG_DONTWAIT);
+
+    if (c->end.tls != NULL || (n > 0 && unread[0] == 0x16))
+        return;
+    if (send(c->end.fd, text, strlen(text), MSG_DONTWAIT | MSG_NOSIGNAL) > 0)
+        shutdown(c->end.fd, SHUT_WR);
+}
+
+/* No worker will take it: say so, in one attempt.  The accept thread's. */
+void
+conn_refuse(struct conn *c, enum why why)
+{
+    fail_own(&c->fail, SIDE_WEIR, why, "queue");
+    answer_now(c, "HTTP/1.1 503 Service Unavailable\r\n"
+                  "Proxy-Status: weir; error=connection_limit_reached\r\n"
+                  "Content-Type: text/plain\r\nContent-Length: 38\r\n"
+                  "Retry-After: 1\r\nConnection: close\r\n\r\n"
+                  "weir: no worker was free.  Try again.\n");
+    log_close(c);
+}
+
+/* Parked for too long: an idle connection ends quietly, half a request with a
+ * 408 (RFC 9110 section 15.5.9).  The accept thread's; does not wait. */
+void
+conn_timeout(struct conn *c)
+{
+    if (c->h1.head_from != 0) {
+        fail_own(&c->fail, SIDE_CLIENT, WHY_LATE, "read request head");
+        answer_now(c, "HTTP/1.1 408 Request Timeout\r\n"
+                      "Proxy-Status: weir; error=http_request_error\r\n"
+                      "Content-Type: text/plain\r\nContent-Length: 50\r\n"
+                      "Connection: close\r\n\r\n"
+                      "weir: the request's head took longer than it may.\n");
+    } else {
+        fail_own(&c->fail, SIDE_CLIENT, WHY_IDLE, "wait for a request");
+    }
+    log_close(c);
+}
+
+/* Close and forget it, in any state; no thread may be running it. */
+void
+conn_free(struct conn *c)
+{
+    if (c == NULL)
+        return;
+    upstream_free(c->up);
+    h1_clear(&c->h1);
+    head_clear(&c->req);
+    head_clear(&c->res);
+    end_clear(&c->end);
+    config_give(c->client.conf);
+    free(c);
+}

@@ -1,0 +1,790 @@
+/*
+ * exchange.c - carry one request from its client to its origin, and the
+ * answers back.
+ *
+ * Knows no HTTP version: both sides are a struct http.  The worker writes the
+ * request's head and reads the answers; content that is not at hand at once is
+ * carried up by the worker's twin, because bodies must be able to move both
+ * ways at the same time (early answers, bidirectional streams).
+ *
+ * Follows  RFC 9110, above all sections 7.6 (forwarding), 9.2.2 (retries),
+ *          10.1.1 (Expect) and 15.2 (interim answers); RFC 9209.
+ * Owns     the way to the origin while the exchange lasts.
+ * Threads  a worker, and its twin in upload_run().
+ * Blocks   on both sides, within their clocks; response_s for the first byte.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "proxy.h"
+
+enum {
+    INTERIM_MAX = 1000,       /* 1xx answers of one exchange */
+    SPLICE_FROM = 131072,     /* content left that is worth a pipe */
+    SPLICE_BYTES = 262144,    /* what the pipe shall hold */
+    DISCARD_MS = 2000,        /* how long unwanted content is read */
+    TICK_MS = 1000,           /* how often a wait for the twin looks around */
+};
+
+/* The request's content on its way up.  The gate is shut while the worker
+ * writes a request head: first bytes wait behind it, and once they have passed
+ * the request cannot be sent a second time. */
+struct upload {
+    struct exchange *x;
+    bool started; /* the worker's alone */
+    pthread_mutex_t lock;
+    pthread_cond_t opened;
+    /* needs lock */
+    bool shut, begun;
+    struct http *to; /* NULL behind a shut gate */
+    /* either thread */
+    atomic_bool done, discard;
+    atomic_llong moved_at;
+    /* the twin's; read after twin_wait(), or once `done` is seen */
+    struct fail fail;
+};
+
+/* ---- the request's content --------------------------------------------------- */
+
+static struct http *
+gate_pass(struct upload *u)
+{
+    struct http *to;
+
+    pthread_mutex_lock(&u->lock);
+    while (u->shut)
+        pthread_cond_wait(&u->opened, &u->lock);
+    u->begun = true;
+    to = u->to;
+    pthread_mutex_unlock(&u->lock);
+    return to;
+}
+
+/* False: content has passed already. */
+static bool
+gate_shut(struct upload *u)
+{
+    bool shut;
+
+    pthread_mutex_lock(&u->lock);
+    shut = !u->begun;
+    if (shut) {
+        u->shut = true;
+        u->to = NULL;
+    }
+    pthread_mutex_unlock(&u->lock);
+    return shut;
+}
+
+static void
+gate_open(struct upload *u, struct http *to)
+{
+    pthread_mutex_lock(&u->lock);
+    u->shut = false;
+    u->to = to;
+    pthread_cond_broadcast(&u->opened);
+    pthread_mutex_unlock(&u->lock);
+}
+
+/* Carry what the client sends until its content is complete. */
+static enum why
+upload_carry(struct upload *u, struct http **to)
+{
+    struct http *from = u->x->down;
+    int idle_ms = u->x->client->conf->idle_s * 1000;
+    enum why why;
+
+    for (;;) {
+        struct span got;
+
+        if (*to != NULL && !from->ops->pending(from) &&
+            (why = (*to)->ops->flush(*to, &u->fail)) != WHY_NONE)
+            return why;
+        why = from->ops->read_body(from, &got, &u->fail);
+        if (why == WHY_IDLE && u->fail.side == SIDE_CLIENT &&
+            now_ms() - atomic_load(&u->moved_at) < idle_ms) {
+            u->fail = (struct fail){0}; /* the answer is moving meanwhile */
+            continue;
+        }
+        if (*to == NULL && (*to = gate_pass(u)) == NULL)
+            return WHY_OVER; /* nobody to send it to: the worker has given up */
+        if (why != WHY_NONE)
+            break;
+        atomic_store(&u->moved_at, now_ms());
+        if ((why = (*to)->ops->write_body(*to, got, &u->fail)) != WHY_NONE)
+            return why;
+    }
+    if (why != WHY_EOF)
+        return why;
+    why = (*to)->ops->write_end(*to, from->ops->trailers(from), &u->fail);
+    return why == WHY_NONE ? (*to)->ops->flush(*to, &u->fail) : why;
+}
+
+/* The origin takes no more, but the client is still sending and will not look
+ * at our answer before it has been heard, or would be reset while reading it
+ * (RFC 9112 section 9.6).  So read on for a while. */
+static void
+upload_discard(struct upload *u)
+{
+    struct http *from = u->x->down;
+    int64_t until = now_ms() + DISCARD_MS;
+    struct fail ignored = {0};
+    struct span got;
+
+    while (now_ms() < until &&
+           from->ops->read_body(from, &got, &ignored) == WHY_NONE)
+        ;
+}
+
+/* The twin's job. */
+static void
+upload_run(void *arg)
+{
+    struct upload *u = arg;
+    struct http *to = NULL;
+    enum why why = upload_carry(u, &to);
+
+    if (why != WHY_NONE && u->fail.side == SIDE_CLIENT && to != NULL)
+        to->ops->abort(to, WHY_CUT); /* the origin must see it cut, too */
+    atomic_store(&u->done, true);
+    if (why != WHY_NONE && u->fail.side != SIDE_CLIENT) {
+        atomic_store(&u->discard, true);
+        upload_discard(u);
+    }
+}
+
+static void
+upload_init(struct upload *u, struct exchange *x)
+{
+    memset(u, 0, sizeof *u);
+    u->x = x;
+    pthread_mutex_init(&u->lock, NULL);
+    pthread_cond_init(&u->opened, NULL);
+}
+
+/* Did the client break its own request?  Only asked when things went wrong. */
+static bool
+upload_client_failed(struct upload *u)
+{
+    return u->started && atomic_load(&u->done) &&
+           u->fail.why != WHY_NONE && u->fail.side == SIDE_CLIENT;
+}
+
+/*
+ * Wait for the twin, with our answer complete or given up.  An upload that
+ * still moves may go on: the origin said it keeps the connection.  One that is
+ * only being discarded, or that waits for a 100 (Continue) which will never
+ * come, ends here.
+ */
+static void
+upload_join(struct upload *u, bool hopeless)
+{
+    struct exchange *x = u->x;
+    int64_t until = now_ms() + DISCARD_MS;
+
+    if (u->started) {
+        gate_open(u, u->to);
+        while (!twin_wait(x->worker, hopeless ? DISCARD_MS : TICK_MS)) {
+            if (!hopeless && !atomic_load(&x->client->weir->stopping) &&
+                !(atomic_load(&u->discard) && now_ms() >= until))
+                continue;
+            if (x->up != NULL)
+                x->up->http->ops->abort(x->up->http, WHY_OVER);
+            x->down->ops->abort(x->down, WHY_OVER);
+            twin_wait(x->worker, -1);
+            break;
+        }
+        u->started = false;
+    }
+    pthread_cond_destroy(&u->opened);
+    pthread_mutex_destroy(&u->lock);
+}
+
+/* ---- going up ------------------------------------------------------------------- */
+
+/* Is the client gone, or weir told to stop?  Asked while the origin thinks. */
+static bool
+nobody_waits(void *arg)
+{
+    struct exchange *x = arg;
+
+    return atomic_load(&x->client->weir->stopping) ||
+           x->down->ops->gone(x->down);
+}
+
+/* RFC 9110 section 7.6.3: our own pseudonym in Via means a loop. */
+static bool
+came_by_us(const struct head *req, const char *via)
+{
+    const struct field *f = NULL;
+
+    while ((f = head_find(req, "Via", f)) != NULL) {
+        struct span rest = f->value, item;
+
+        while (list_next(&rest, &item)) {
+            const char *space = memchr(item.at, ' ', item.len);
+            size_t n = space != NULL ? (size_t)(space - item.at) + 1 : 0;
+            struct span by = {item.at + n, item.len - n};
+            const char *end = memchr(by.at, ' ', by.len);
+
+            if (end != NULL) /* a comment follows */
+                by.len = (size_t)(end - by.at);
+            if (space != NULL && span_isi(by, via))
+                return true;
+        }
+    }
+    return false;
+}
+
+static bool
+add_via(struct head *h, const char *via)
+{
+    static const char *const versions[] = {"1.0", "1.1", "2", "3"};
+    char text[96];
+    int n = snprintf(text, sizeof text, "%s %s", versions[h->version], via);
+
+    return head_add(h, span_of("Via"), head_text(h, text, (size_t)n));
+}
+
+/* RFC 9110 section 7.6.2, for TRACE and OPTIONS alone.  False: it is 0, and
+ * we are the final recipient. */
+static bool
+max_forwards(struct head *req)
+{
+    const struct field *f = head_find(req, "Max-Forwards", NULL);
+    uint64_t left;
+    char text[24];
+    int n;
+
+    if ((req->method_id != METHOD_TRACE && req->method_id != METHOD_OPTIONS) ||
+        f == NULL || !span_number(f->value, &left))
+        return true;
+    if (left == 0)
+        return false;
+    n = snprintf(text, sizeof text, "%llu", (unsigned long long)left - 1);
+    req->fields[f - req->fields].value = head_text(req, text, (size_t)n);
+    return true;
+}
+
+static bool
+is_connection_auth(struct span value)
+{
+    static const char *const schemes[] = {"NTLM", "Negotiate"};
+
+    for (size_t i = 0; i < 2; i++) {
+        size_t n = strlen(schemes[i]);
+
+        if (value.len >= n && span_isi((struct span){value.at, n}, schemes[i]))
+            return true;
+    }
+    return false;
+}
+
+/* NTLM and Negotiate log a *connection* in: it must never serve another
+ * client (RFC 4559 section 6). */
+static bool
+binds_connection(const struct head *h, const char *name)
+{
+    const struct field *f = NULL;
+
+    while ((f = head_find(h, name, f)) != NULL)
+        if (is_connection_auth(f->value))
+            return true;
+    return false;
+}
+
+/* The way that came with x if it serves, else another. */
+static enum why
+take_way(struct exchange *x, bool fresh)
+{
+    if (x->up != NULL &&
+        (fresh || !origin_same(&x->up->origin, &x->origin) ||
+         !upstream_alive(x->up))) {
+        if (fresh || origin_same(&x->up->origin, &x->origin))
+            upstream_free(x->up);
+        else
+            upstream_give(x->client, x->up);
+        x->up = NULL;
+    }
+    if (x->up == NULL) {
+        x->up = upstream_take(x->client, &x->origin, fresh, &x->fail);
+    } else if (x->up->http != NULL) {
+        x->up->reused = true;
+    } else if (upstream_ready(x->client, x->up, &x->fail) != WHY_NONE) {
+        upstream_free(x->up); /* dialled for a CONNECT, and no use */
+        x->up = NULL;
+    }
+    if (x->up == NULL)
+        return x->fail.why;
+    memcpy(x->addr, x->up->addr, sizeof x->addr);
+    x->reused = x->up->reused;
+    x->took = x->reused ? (struct clock_marks){-1, -1, -1} : x->up->took;
+    if (binds_connection(x->req, "Authorization"))
+        x->up->bound = true;
+    return WHY_NONE;
+}
+
+/* The head, and with it the content if all of it is at hand; *in_hand keeps
+ * that for a second try.  Otherwise the twin is sent after the content. */
+static enum why
+send_request(struct exchange *x, struct upload *u, struct span *in_hand)
+{
+    struct http *up = x->up->http, *down = x->down;
+    enum why why = up->ops->write_head(up, x->req, &x->fail);
+
+    if (why == WHY_NONE && in_hand->len == 0 && !u->started &&
+        !down->ops->complete(down) && down->ops->pending(down)) {
+        why = down->ops->read_body(down, in_hand, &x->fail);
+        if (why == WHY_EOF)
+            why = WHY_NONE;
+    }
+    if (why == WHY_NONE && in_hand->len > 0)
+        why = up->ops->write_body(up, *in_hand, &x->fail);
+    if (why != WHY_NONE)
+        return why;
+    if (down->ops->complete(down) && !u->started) {
+        why = up->ops->write_end(up, down->ops->trailers(down), &x->fail);
+        return why == WHY_NONE ? up->ops->flush(up, &x->fail) : why;
+    }
+    if ((why = up->ops->flush(up, &x->fail)) != WHY_NONE)
+        return why;
+    if (in_hand->len > 0)
+        u->begun = true; /* nobody else looks yet: the twin has not started */
+    atomic_store(&u->moved_at, now_ms());
+    gate_open(u, up);
+    if (!u->started &&
+        !(u->started = twin_start(x->worker, upload_run, u)))
+        return fail_own(&x->fail, SIDE_WEIR, WHY_BUSY, "start a thread");
+    return WHY_NONE;
+}
+
+/* ---- coming down ------------------------------------------------------------------ */
+
+/* One head from the origin.  Silence is no failure while the client is still
+ * sending: nobody answers what he has not heard. */
+static enum why
+read_answer(struct exchange *x, struct upload *u)
+{
+    struct http *up = x->up->http;
+    int limit_ms = x->client->conf->response_s * 1000;
+    enum why why;
+
+    head_reset(x->res);
+    up->idle_ms = limit_ms;
+    for (;;) {
+        why = up->ops->read_head(up, x->res, &x->fail);
+        if (why != WHY_IDLE || !u->started || atomic_load(&u->done) ||
+            now_ms() - atomic_load(&u->moved_at) >= limit_ms)
+            break;
+        x->fail = (struct fail){0};
+    }
+    up->idle_ms = 0;
+    if (why == WHY_EOF)
+        fail_own(&x->fail, SIDE_ORIGIN, WHY_EOF, "read answer");
+    return why;
+}
+
+/* May the request go out again, on another connection?  RFC 9110 section
+ * 9.2.2: idempotent, and RFC 9112 section 9.3.1: nothing of an answer came. */
+static bool
+may_retry(struct exchange *x, struct upload *u, enum why why, bool in_hand)
+{
+    return x->up->reused && method_idempotent(x->req->method_id) &&
+           why == WHY_EOF && x->fail.side == SIDE_ORIGIN &&
+           (!u->started ? in_hand || x->down->ops->complete(x->down)
+                        : gate_shut(u));
+}
+
+/* Send the request and read the first answer head, with one retry if a kept
+ * connection turns out to be dead. */
+static enum why
+first_answer(struct exchange *x, struct upload *u)
+{
+    struct watch watch = {nobody_waits, x};
+    struct span in_hand = {0};
+    enum why why;
+
+    for (bool again = false;; again = true) {
+        if ((why = take_way(x, again)) != WHY_NONE)
+            return why;
+        x->up->http->watch = &watch;
+        why = send_request(x, u, &in_hand);
+        /* An origin that stops reading may have answered already. */
+        if (why == WHY_NONE || (why == WHY_SYS && x->fail.side == SIDE_ORIGIN)) {
+            struct fail sending = x->fail;
+
+            x->fail = (struct fail){0};
+            why = read_answer(x, u);
+            if (why != WHY_NONE && sending.why != WHY_NONE)
+                x->fail = sending;
+        }
+        x->up->http->watch = NULL;
+        if (why == WHY_NONE)
+            break;
+        if (again || !may_retry(x, u, why, in_hand.len > 0))
+            return why;
+        x->fail = (struct fail){0};
+    }
+    x->first_us = now_us();
+    return WHY_NONE;
+}
+
+/* Interim answers go down one by one (RFC 9110 section 15.2), but not to a
+ * client that does not know them. */
+static enum why
+pass_interim(struct exchange *x, struct upload *u)
+{
+    struct watch watch = {nobody_waits, x};
+    enum why why = WHY_NONE;
+
+    for (int n = 0; x->res->status < 200 && x->res->status != 101; n++) {
+        if (n == INTERIM_MAX)
+            return fail_own(&x->fail, SIDE_ORIGIN, WHY_PROTO,
+                            "too many interim answers");
+        if (x->req->version != HTTP_10) {
+            why = x->down->ops->write_head(x->down, x->res, &x->fail);
+            if (why == WHY_NONE)
+                why = x->down->ops->flush(x->down, &x->fail);
+        }
+        if (why != WHY_NONE)
+            return why;
+        x->up->http->watch = &watch;
+        why = read_answer(x, u);
+        x->up->http->watch = NULL;
+        if (why != WHY_NONE)
+            return why;
+    }
+    return WHY_NONE;
+}
+
+/* Bulk between two plain sockets does not come up to us: splice(2).  Moves
+ * what it can; WHY_MORE: not possible here. */
+static enum why
+splice_content(struct exchange *x)
+{
+    struct http *up = x->up->http, *down = x->down;
+    uint64_t left = 0;
+    struct end *from = up->ops->raw_in(up, &left);
+    struct end *to = from != NULL ? down->ops->raw_out(down) : NULL;
+    int fds[2];
+    enum why why = WHY_NONE;
+
+    if (to == NULL || left < SPLICE_FROM || pipe2(fds, O_CLOEXEC) != 0)
+        return WHY_MORE;
+    (void)fcntl(fds[1], F_SETPIPE_SZ, SPLICE_BYTES); /* else its default */
+    while (left > 0 && why == WHY_NONE) {
+        size_t n = left < SPLICE_BYTES ? (size_t)left : SPLICE_BYTES;
+
+        why = end_splice(from, to, fds, n, &n, &x->fail);
+        if (why == WHY_NONE) {
+            up->ops->raw_moved(up, n, 0);
+            down->ops->raw_moved(down, 0, n);
+            if (left != UINT64_MAX)
+                left -= n;
+        }
+    }
+    close(fds[0]);
+    close(fds[1]);
+    /* The codec knows whether this end of input is the content's, too. */
+    return why == WHY_EOF ? WHY_NONE : why;
+}
+
+/* The content, as it comes: whatever is there goes on before we wait. */
+static enum why
+carry_content(struct exchange *x, struct upload *u)
+{
+    struct http *up = x->up->http, *down = x->down;
+    enum why why;
+
+    for (;;) {
+        struct span got;
+
+        if (!up->ops->complete(up) && !up->ops->pending(up)) {
+            if ((why = down->ops->flush(down, &x->fail)) != WHY_NONE)
+                return why;
+            why = splice_content(x);
+            if (why != WHY_NONE && why != WHY_MORE)
+                return why;
+        }
+        why = up->ops->read_body(up, &got, &x->fail);
+        if (why != WHY_NONE)
+            break;
+        if (u->started)
+            atomic_store(&u->moved_at, now_ms());
+        if ((why = down->ops->write_body(down, got, &x->fail)) != WHY_NONE)
+            return why;
+    }
+    if (why != WHY_EOF)
+        return why;
+    why = down->ops->write_end(down, up->ops->trailers(up), &x->fail);
+    return why == WHY_NONE ? down->ops->flush(down, &x->fail) : why;
+}
+
+/* The final answer: head, content, trailers. */
+static enum why
+pass_answer(struct exchange *x, struct upload *u)
+{
+    struct http *down = x->down;
+    const struct field *type = head_find(x->res, "Content-Type", NULL);
+    struct watch watch = {nobody_waits, x};
+    enum why why;
+
+    if (atomic_load(&x->client->weir->draining))
+        down->last = true;
+    /* RFC 9110 section 10.1.1: a client that was not told to continue may send
+     * its content or leave it; nobody could tell what comes next. */
+    if (u->started && x->req->expects_continue && !atomic_load(&u->done) &&
+        gate_shut(u))
+        down->last = true;
+    if (binds_connection(x->res, "WWW-Authenticate"))
+        x->up->bound = true;
+    if (type != NULL && type->value.len >= 17 &&
+        span_isi((struct span){type->value.at, 17}, "text/event-stream"))
+        x->up->http->idle_ms = x->client->conf->stream_idle_s * 1000;
+    if (!add_via(x->res, x->client->weir->via))
+        return fail_own(&x->fail, SIDE_WEIR, WHY_BUSY, "out of memory");
+    x->status = x->res->status;
+    if ((why = down->ops->write_head(down, x->res, &x->fail)) != WHY_NONE)
+        return why;
+    x->up->http->watch = &watch;
+    why = carry_content(x, u);
+    x->up->http->watch = NULL;
+    x->up->http->idle_ms = 0;
+    return why;
+}
+
+/* ---- the end ------------------------------------------------------------------------ */
+
+/* Content that is here already is read past, so that the connection can be
+ * kept; if there is more to come it cannot. */
+static void
+discard_request(struct exchange *x)
+{
+    struct http *down = x->down;
+    struct fail ignored = {0};
+    struct span got;
+
+    while (!down->ops->complete(down) && down->ops->pending(down))
+        if (down->ops->read_body(down, &got, &ignored) != WHY_NONE)
+            break;
+    if (!down->ops->complete(down))
+        down->last = true;
+}
+
+/* No answer from the origin: say so, as long as nothing else was said.  False:
+ * the client got nothing, or less than all. */
+static bool
+answer_failure(struct exchange *x)
+{
+    struct fail writing = {0};
+
+    if (x->status != 0 || x->fail.why == WHY_OVER ||
+        why_status(x->fail.why, x->fail.side) == 0) {
+        x->down->ops->abort(x->down, WHY_CUT);
+        return false;
+    }
+    return page_error(x, &x->fail, &writing) == WHY_NONE;
+}
+
+/* After an answer, with nobody else reading any more: may another follow? */
+static enum exchange_end
+kept(struct exchange *x, bool answered)
+{
+    if (!answered)
+        return EXCHANGE_CUT;
+    return x->down->ops->reusable(x->down) ? EXCHANGE_KEEP : EXCHANGE_CLOSE;
+}
+
+/* 101: HTTP is over on both sides; the caller makes a tunnel of them. */
+static enum exchange_end
+switch_protocols(struct exchange *x)
+{
+    enum why why;
+
+    x->status = 101;
+    if (!add_via(x->res, x->client->weir->via))
+        why = fail_own(&x->fail, SIDE_WEIR, WHY_BUSY, "out of memory");
+    else if ((why = x->down->ops->write_head(x->down, x->res, &x->fail)) ==
+             WHY_NONE)
+        why = x->down->ops->flush(x->down, &x->fail);
+    return why == WHY_NONE ? EXCHANGE_RAW : EXCHANGE_CUT;
+}
+
+/* Whose fault was it?  Both threads may have met a failure. */
+static void
+settle_blame(struct exchange *x, struct upload *u)
+{
+    if (upload_client_failed(u))
+        x->fail = u->fail;
+    else if (x->fail.why == WHY_OVER &&
+             !atomic_load(&x->client->weir->stopping))
+        x->fail = (struct fail){.why = WHY_OVER, .side = SIDE_CLIENT,
+                                .op = "client left"};
+}
+
+/* With an origin: request up, answers down. */
+static enum exchange_end
+carry(struct exchange *x)
+{
+    struct upload u;
+    bool answered = true;
+    enum why why;
+
+    upload_init(&u, x);
+    why = first_answer(x, &u);
+    if (why == WHY_NONE)
+        why = pass_interim(x, &u);
+    if (why == WHY_NONE && x->res->status == 101) {
+        enum exchange_end how = switch_protocols(x);
+
+        upload_join(&u, true);
+        return how;
+    }
+    if (why == WHY_NONE)
+        why = pass_answer(x, &u);
+    if (why != WHY_NONE) {
+        settle_blame(x, &u);
+        if (!u.started)
+            discard_request(x);
+        else
+            x->down->last = true;
+        answered = answer_failure(x);
+    }
+    upload_join(&u, why != WHY_NONE || x->down->last);
+    if (x->up != NULL &&
+        (why != WHY_NONE || !x->up->http->ops->reusable(x->up->http))) {
+        upstream_free(x->up);
+        x->up = NULL;
+    }
+    return kept(x, answered);
+}
+
+static void
+log_exchange(const struct exchange *x)
+{
+    struct line l;
+    const struct client *c = x->client;
+
+    if (!log_on(LEVEL_INFO))
+        return;
+    log_begin(&l, LEVEL_INFO, "exchange", c->id);
+    log_int(&l, "n", (int64_t)c->n_exchanges);
+    log_str(&l, "client", c->addr);
+    log_str(&l, "version", version_name(x->req->version));
+    log_span(&l, "method", x->req->method);
+    if (x->req->authority.len > 0 && x->req->method_id != METHOD_CONNECT) {
+        char target[2048];
+        int n = snprintf(target, sizeof target, "%.*s://%.*s%.*s",
+                         (int)x->req->scheme.len, x->req->scheme.at,
+                         (int)x->req->authority.len, x->req->authority.at,
+                         (int)x->req->path.len, x->req->path.at);
+
+        if (n > (int)sizeof target - 1)
+            n = (int)sizeof target - 1;
+        log_span(&l, "target", (struct span){target, (size_t)n});
+    } else {
+        log_span(&l, "target", x->req->target);
+    }
+    log_int(&l, "status", x->status);
+    log_int(&l, "up", (int64_t)x->up_bytes);
+    log_int(&l, "down", (int64_t)x->down_bytes);
+    if (x->own)
+        log_str(&l, "upstream", "none");
+    else
+        log_str(&l, "upstream", x->reused ? "reused" : "new");
+    if (x->addr[0] != '\0')
+        log_str(&l, "origin", x->addr);
+    log_ms(&l, "dns_ms", x->took.dns_us);
+    log_ms(&l, "connect_ms", x->took.connect_us);
+    log_ms(&l, "tls_ms", x->took.tls_us);
+    log_ms(&l, "first_ms", x->first_us != 0 ? x->first_us - x->begun_us : -1);
+    log_ms(&l, "ms", now_us() - x->begun_us);
+    log_fail(&l, &x->fail);
+    log_send(&l);
+}
+
+/* Decide what a request is for, and do it. */
+static enum exchange_end
+serve(struct exchange *x)
+{
+    struct client *c = x->client;
+    bool ourselves = false, last_hop;
+    struct fail writing = {0};
+    enum why why;
+
+    why = head_route(x->req, c, &x->origin, &ourselves, &x->fail);
+    if (why == WHY_NONE && came_by_us(x->req, c->weir->via))
+        why = fail_own(&x->fail, SIDE_WEIR, WHY_LOOP, "Via names us");
+    if (why != WHY_NONE) {
+        discard_request(x);
+        if (x->fail.side == SIDE_CLIENT)
+            x->down->last = true;
+        return kept(x, answer_failure(x));
+    }
+    last_hop = !max_forwards(x->req);
+    if (ourselves || last_hop) {
+        discard_request(x);
+        x->own = true;
+        why = last_hop ? page_trace(x, &writing) : page_own(x, &writing);
+        if (why != WHY_NONE)
+            x->fail = writing;
+        return kept(x, why == WHY_NONE);
+    }
+    if (!add_via(x->req, c->weir->via)) {
+        fail_own(&x->fail, SIDE_WEIR, WHY_BUSY, "out of memory");
+        return kept(x, answer_failure(x));
+    }
+    return carry(x);
+}
+
+/*
+ * exchange_run - serve one request, whatever it takes.
+ *
+ * x  as proxy.h says; x->up on return is an idle way that may serve the next
+ *    exchange (the caller's to keep, give or free), or the raw way of a 101
+ *
+ * Returns whether the client's connection can go on.  Everything that can go
+ * wrong has then been answered and logged.
+ * Thread: a worker.  Blocks: within the clocks of both sides.
+ */
+enum exchange_end
+exchange_run(struct exchange *x)
+{
+    enum exchange_end how;
+
+    x->client->n_exchanges++;
+    if (atomic_load(&x->client->weir->draining))
+        x->down->last = true;
+    x->took = (struct clock_marks){-1, -1, -1};
+    how = serve(x);
+    x->up_bytes = x->down->n_in;
+    x->down_bytes = x->down->n_out;
+    log_exchange(x);
+    return how;
+}
+
+/*
+ * exchange_refuse - answer what is not even a request.
+ *
+ * x  fail says what was wrong; req may be half filled
+ *
+ * Returns EXCHANGE_CLOSE or EXCHANGE_CUT: what follows on the connection
+ * cannot be trusted.
+ */
+enum exchange_end
+exchange_refuse(struct exchange *x)
+{
+    enum exchange_end how;
+
+    x->client->n_exchanges++;
+    x->took = (struct clock_marks){-1, -1, -1};
+    x->down->last = true;
+    how = kept(x, answer_failure(x));
+    log_exchange(x);
+    return how;
+}

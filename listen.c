@@ -1,0 +1,828 @@
+/*
+ * listen.c - listeners, the accept thread, and the connections parked there.
+ *
+ * A worker is for a connection that does something.  One that is silent, new
+ * or between two requests, is parked: it waits in the accept thread's epoll
+ * and costs a descriptor.  When it becomes readable it goes to the pool; when
+ * it stays silent past its `until` it is closed here.
+ *
+ * The accept thread never waits for a peer or a worker.  When the pool's queue
+ * is full or too slow it refuses (503); when descriptors or memory run out it
+ * leaves new connections in the kernel's queue for a moment.
+ *
+ * Owns     the listening sockets, epoll, the list of all connections.  A
+ *          connection is the accept thread's while parked and a worker's
+ *          while it runs; whoever has it when it ends frees it.
+ * Threads  the accept thread, started here; workers by listeners_serve(); the
+ *          main thread starts, stops and waits.
+ */
+#include <assert.h>
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include "proxy.h"
+
+enum {
+    BACKLOG = 4096, /* cut by the kernel to net.core.somaxconn */
+    BATCH = 64,     /* accepted in a row before others get their turn */
+    N_EVENTS = 128, /* looked at in a row */
+    TICK_MS = 1000,
+    SPELL_MS = 10000, /* out of descriptors: one line for so long */
+    PORTS_MAX = sizeof((struct weir *)0)->ports / sizeof(uint16_t),
+};
+
+struct listener {
+    int fd; /* -1: closed */
+    char text[ADDR_MAX];
+};
+
+struct listeners {
+    /* set before the thread starts, then only read */
+    struct weir *weir;
+    struct listener *at;
+    size_t n;
+    int epoll_fd, wake_fd;
+    pthread_t thread;
+    bool started;
+    /* the accept thread's alone, as are at[].fd while it runs */
+    bool paused;         /* no descriptor or memory for another connection */
+    int64_t paused_last; /* ms, 0: never */
+    /* under lock */
+    pthread_mutex_t lock;
+    struct conn *live, *parked;
+    size_t n_live;
+    bool closing;          /* asked to close the listeners */
+    bool closed;           /* and they are; nobody is parked any more */
+    bool leave;            /* asked to end the thread */
+    pthread_cond_t closes; /* closed is set now */
+    pthread_cond_t idles;  /* n_live is 0 now */
+};
+
+/* ---- who has our port ------------------------------------------------------
+ */
+
+/* A socket address as /proc/net/tcp writes it: 32 bits at a time, each in the
+ * order of this machine. */
+static void
+proc_address(const struct sockaddr_storage *sa, char out[33])
+{
+    const struct sockaddr_in6 *in6 = (const void *)sa;
+    const struct sockaddr_in *in = (const void *)sa;
+    uint32_t words[4];
+    size_t n = sa->ss_family == AF_INET6 ? 4 : 1;
+
+    if (n == 4)
+        memcpy(words, &in6->sin6_addr, sizeof words);
+    else
+        memcpy(words, &in->sin_addr, sizeof *words);
+    for (size_t i = 0; i < n; i++)
+        snprintf(out + 8 * i, 9, "%08X", words[i]);
+}
+
+static bool
+all_zeros(const char *hex)
+{
+    return hex[strspn(hex, "0")] == '\0';
+}
+
+/* The inode of a socket listed in `file` that keeps us from listening at
+ * `own`:port; 0: none. */
+static unsigned long
+listening_inode(const char *file, const char *own, unsigned port)
+{
+    FILE *f = fopen(file, "re");
+    unsigned long inode, found = 0;
+    char line[512], at[33];
+    unsigned at_port, state;
+
+    if (f == NULL)
+        return 0;
+    while (found == 0 && fgets(line, sizeof line, f) != NULL) {
+        if (sscanf(line,
+                   " %*d: %32[0-9A-F]:%x %*[0-9A-F]:%*x %x"
+                   " %*s %*s %*s %*s %*s %lu",
+                   at, &at_port, &state, &inode) != 4)
+            continue;
+        if (state == TCP_LISTEN && at_port == port &&
+            (strcmp(at, own) == 0 || all_zeros(at) || all_zeros(own)))
+            found = inode;
+    }
+    fclose(f);
+    return found;
+}
+
+/* Has the process of /proc/`pid` a descriptor of this socket? */
+static bool
+process_has(const char *pid, unsigned long inode)
+{
+    char path[300], want[64], link[64];
+    struct dirent *e;
+    bool has = false;
+    DIR *dir;
+
+    snprintf(path, sizeof path, "/proc/%s/fd", pid);
+    snprintf(want, sizeof want, "socket:[%lu]", inode);
+    if ((dir = opendir(path)) == NULL)
+        return false;
+    while (!has && (e = readdir(dir)) != NULL) {
+        ssize_t len = readlinkat(dirfd(dir), e->d_name, link, sizeof link - 1);
+
+        link[len > 0 ? len : 0] = '\0';
+        has = strcmp(link, want) == 0;
+    }
+    closedir(dir);
+    return has;
+}
+
+/* "nginx (pid 123)"; false: we cannot see who. */
+static bool
+socket_holder(unsigned long inode, char *out, size_t cap)
+{
+    DIR *dir = opendir("/proc");
+    struct dirent *e = NULL;
+    char path[300], name[32] = "";
+    FILE *f;
+
+    if (dir == NULL)
+        return false;
+    while ((e = readdir(dir)) != NULL)
+        if (isdigit((unsigned char)e->d_name[0]) &&
+            process_has(e->d_name, inode))
+            break;
+    if (e != NULL) {
+        snprintf(path, sizeof path, "/proc/%s/comm", e->d_name);
+        if ((f = fopen(path, "re")) != NULL) {
+            if (fgets(name, sizeof name, f) != NULL)
+                name[strcspn(name, "\n")] = '\0';
+            fclose(f);
+        }
+        if (strtol(e->d_name, NULL, 10) == getpid())
+            snprintf(out, cap, "weir itself: it is listed twice");
+        else
+            snprintf(out, cap, "%s (pid %.12s)", name, e->d_name);
+    }
+    closedir(dir);
+    return e != NULL;
+}
+
+/* Say why we cannot listen, and who does instead where it can be found out. */
+static void
+explain(const struct listener_conf *conf, int code, char *err, size_t cap)
+{
+    const struct sockaddr_in6 *in6 = (const void *)&conf->addr;
+    const struct sockaddr_in *in = (const void *)&conf->addr;
+    bool six = conf->addr.ss_family == AF_INET6;
+    unsigned port = ntohs(six ? in6->sin6_port : in->sin_port);
+    char own[33], who[128] = "another process";
+    unsigned long inode;
+
+    if (code == EACCES)
+        snprintf(err, cap,
+                 "cannot listen on %s: %s; ports below 1024 need root or "
+                 "CAP_NET_BIND_SERVICE",
+                 conf->text, sys_text(code));
+    else
+        snprintf(err, cap, "cannot listen on %s: %s", conf->text,
+                 sys_text(code));
+    if (code != EADDRINUSE)
+        return;
+    proc_address(&conf->addr, own);
+    inode =
+        listening_inode(six ? "/proc/net/tcp6" : "/proc/net/tcp", own, port);
+    if (inode == 0 && !six) /* "::" that takes IPv4 as well */
+        inode = listening_inode("/proc/net/tcp6", "-", port);
+    if (inode != 0)
+        socket_holder(inode, who, sizeof who);
+    snprintf(err, cap,
+             "cannot listen on %s: %s by %s; stop it, or choose another port "
+             "with --set proxy.listen=ADDRESS:PORT",
+             conf->text, sys_text(code), who);
+}
+
+/* ---- sockets ----------------------------------------------------------------
+ */
+
+static bool
+set_int(int fd, int layer, int name, int value)
+{
+    return setsockopt(fd, layer, name, &value, sizeof value) == 0;
+}
+
+/* Limits for reading and writing.  On Linux an accepted socket has those of
+ * the listener it came from, as it has TCP_NODELAY: two calls less for each. */
+static bool
+set_limits(int fd, int idle_ms)
+{
+    struct timeval tv = {.tv_sec = idle_ms / 1000,
+                         .tv_usec = idle_ms % 1000 * 1000};
+
+    return setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof tv) == 0 &&
+           setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof tv) == 0;
+}
+
+/* Open, bind, listen; *port is the one we got.  Returns false with errno. */
+static bool
+listener_open(struct listener *l, const struct listener_conf *conf, int idle_ms,
+              uint16_t *port)
+{
+    struct sockaddr_storage at = {0};
+    socklen_t len = sizeof at;
+    int family = conf->addr.ss_family;
+
+    l->fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (l->fd < 0 || !set_int(l->fd, SOL_SOCKET, SO_REUSEADDR, 1) ||
+        !set_int(l->fd, IPPROTO_TCP, TCP_NODELAY, 1) ||
+        (family == AF_INET6 && !set_int(l->fd, IPPROTO_IPV6, IPV6_V6ONLY, 1)) ||
+        !set_limits(l->fd, idle_ms) ||
+        bind(l->fd, (const struct sockaddr *)&conf->addr, conf->len) != 0 ||
+        listen(l->fd, BACKLOG) != 0 ||
+        getsockname(l->fd, (struct sockaddr *)&at, &len) != 0)
+        return false;
+    address_text((struct sockaddr *)&at, l->text);
+    *port = ntohs(family == AF_INET6 ? ((struct sockaddr_in6 *)&at)->sin6_port
+                                     : ((struct sockaddr_in *)&at)->sin_port);
+    return true;
+}
+
+static bool
+watch_fd(const struct listeners *ls, int op, int fd, uint32_t events, void *arg)
+{
+    struct epoll_event event = {.events = events, .data.ptr = arg};
+
+    return epoll_ctl(ls->epoll_fd, op, fd, &event) == 0;
+}
+
+/* Have the accept thread look at its flags. */
+static void
+wake(const struct listeners *ls)
+{
+    uint64_t one = 1;
+    ssize_t put = write(ls->wake_fd, &one, sizeof one);
+
+    /* EAGAIN: 2^64-2 wake-ups are pending, it will see one of them. */
+    assert(put == (ssize_t)sizeof one || errno == EAGAIN);
+    (void)put;
+}
+
+/* ---- the lists: all live connections, the parked among them
+ * ------------------ */
+
+static void
+live_add(struct listeners *ls, struct conn *c)
+{
+    pthread_mutex_lock(&ls->lock);
+    c->prev = NULL;
+    c->next = ls->live;
+    if (c->next != NULL)
+        c->next->prev = c;
+    ls->live = c;
+    ls->n_live++;
+    pthread_mutex_unlock(&ls->lock);
+}
+
+/* The connection is over.  It leaves the list before its descriptor is closed:
+ * listeners_end_all() must not shut down whoever gets the number next. */
+static void
+conn_over(struct listeners *ls, struct conn *c)
+{
+    pthread_mutex_lock(&ls->lock);
+    if (c->prev != NULL)
+        c->prev->next = c->next;
+    else
+        ls->live = c->next;
+    if (c->next != NULL)
+        c->next->prev = c->prev;
+    pthread_mutex_unlock(&ls->lock);
+    conn_free(c);
+    pthread_mutex_lock(&ls->lock);
+    if (--ls->n_live == 0)
+        pthread_cond_broadcast(&ls->idles);
+    pthread_mutex_unlock(&ls->lock);
+}
+
+/* Needs ls->lock. */
+static void
+parked_unlink(struct listeners *ls, struct conn *c)
+{
+    if (c->parked_prev != NULL)
+        c->parked_prev->parked_next = c->parked_next;
+    else
+        ls->parked = c->parked_next;
+    if (c->parked_next != NULL)
+        c->parked_next->parked_prev = c->parked_prev;
+    c->parked_next = c->parked_prev = NULL;
+}
+
+/* Needs ls->lock. */
+static void
+parked_link(struct listeners *ls, struct conn *c)
+{
+    c->parked_prev = NULL;
+    c->parked_next = ls->parked;
+    if (c->parked_next != NULL)
+        c->parked_next->parked_prev = c;
+    ls->parked = c;
+}
+
+/*
+ * The accept thread shall wait for the connection.  From here on it is that
+ * thread's.  False: it is still the caller's, and must end: we are closing, or
+ * epoll has no room.
+ *
+ * The lock is held over epoll_ctl(): a reaper that meets c in the list may free
+ * it, and close the descriptor, as soon as it is let in.
+ */
+static bool
+park(struct listeners *ls, struct conn *c)
+{
+    int op = c->epoll_fd < 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
+    bool parked = false;
+
+    pthread_mutex_lock(&ls->lock);
+    if (!ls->closing) {
+        c->epoll_fd = ls->epoll_fd;
+        parked_link(ls, c);
+        parked =
+            watch_fd(ls, op, c->end.fd, EPOLLIN | EPOLLRDHUP | EPOLLONESHOT, c);
+        if (!parked)
+            parked_unlink(ls, c);
+    }
+    pthread_mutex_unlock(&ls->lock);
+    return parked;
+}
+
+/* ---- the accept thread
+ * --------------------------------------------------------- */
+
+/* No worker is free for this request. */
+static void
+refuse(struct listeners *ls, struct conn *c)
+{
+    conn_refuse(c, WHY_BUSY);
+    conn_over(ls, c);
+}
+
+/* We are closing, and no request of this client is under way: it is told
+ * nothing, as a client that is timed out. */
+static void
+dismiss(struct listeners *ls, struct conn *c)
+{
+    fail_own(&c->fail, SIDE_WEIR, WHY_DRAIN, "wait for a request");
+    conn_timeout(c);
+    conn_over(ls, c);
+}
+
+static void
+hand_over(struct listeners *ls, struct conn *c)
+{
+    if (!pool_submit(ls->weir->conns, c))
+        refuse(ls, c);
+}
+
+/* Is there something to read, an end or an error?  Does not wait. */
+static bool
+has_news(const struct conn *c)
+{
+    char byte;
+
+    return recv(c->end.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 ||
+           (errno != EAGAIN && errno != EINTR);
+}
+
+/* A client has connected.  Usually its first bytes are there by the time we
+ * come here: looking costs less than going through epoll. */
+static bool
+conn_begin(struct listeners *ls, int fd, const struct sockaddr_storage *from,
+           socklen_t len)
+{
+    struct conn *c = conn_new(ls->weir, fd, (const struct sockaddr *)from, len);
+
+    if (c == NULL) {
+        close(fd);
+        return false;
+    }
+    live_add(ls, c);
+    if (has_news(c))
+        hand_over(ls, c);
+    else if (!park(ls, c))
+        dismiss(ls, c);
+    return true;
+}
+
+/* Leave connections in the kernel's queue until the next tick.  A listener
+ * that stayed in epoll would wake us for nothing, without end. */
+static void
+accept_pause(struct listeners *ls, int code)
+{
+    int64_t now = now_ms();
+
+    for (size_t i = 0; i < ls->n; i++)
+        watch_fd(ls, EPOLL_CTL_MOD, ls->at[i].fd, 0, &ls->at[i]);
+    ls->paused = true;
+    if (ls->paused_last == 0 || now - ls->paused_last > SPELL_MS)
+        log_say(LEVEL_WARN, 0, "accept",
+                "no new connections for a moment: %s; %zu are open",
+                sys_text(code), listeners_live(ls));
+    ls->paused_last = now;
+}
+
+static void
+accept_resume(struct listeners *ls)
+{
+    for (size_t i = 0; i < ls->n; i++)
+        watch_fd(ls, EPOLL_CTL_MOD, ls->at[i].fd, EPOLLIN, &ls->at[i]);
+    ls->paused = false;
+}
+
+/* Take up to `max` connections.  False: there was none any more. */
+static bool
+accept_some(struct listeners *ls, const struct listener *l, int max)
+{
+    for (int i = 0; i < max && !ls->paused; i++) {
+        struct sockaddr_storage from;
+        socklen_t len = sizeof from;
+        int fd = accept4(l->fd, (struct sockaddr *)&from, &len, SOCK_CLOEXEC);
+
+        if (fd >= 0) {
+            if (!conn_begin(ls, fd, &from, len))
+                accept_pause(ls, ENOMEM);
+            continue;
+        }
+        switch (errno) {
+        case EAGAIN:
+            return false;
+        case EMFILE:
+        case ENFILE:
+        case ENOBUFS:
+        case ENOMEM:
+            accept_pause(ls, errno);
+            break;
+        default: /* accept(2): an error of the new connection, or EINTR */
+            assert(errno != EBADF && errno != EINVAL && errno != ENOTSOCK);
+            break;
+        }
+    }
+    return !ls->paused;
+}
+
+/* A parked connection has something to say. */
+static void
+conn_wakes(struct listeners *ls, struct conn *c)
+{
+    pthread_mutex_lock(&ls->lock);
+    parked_unlink(ls, c);
+    pthread_mutex_unlock(&ls->lock);
+    hand_over(ls, c);
+}
+
+/* Take those out that are parked until before `now`; linked by parked_next. */
+static struct conn *
+parked_take(struct listeners *ls, int64_t now)
+{
+    struct conn *taken = NULL, *c, *next;
+
+    pthread_mutex_lock(&ls->lock);
+    for (c = ls->parked; c != NULL; c = next) {
+        next = c->parked_next;
+        if (c->until >= now)
+            continue;
+        parked_unlink(ls, c);
+        c->parked_next = taken;
+        taken = c;
+    }
+    pthread_mutex_unlock(&ls->lock);
+    return taken;
+}
+
+static void
+reap_parked(struct listeners *ls, int64_t now)
+{
+    struct conn *c, *next;
+
+    for (c = parked_take(ls, now); c != NULL; c = next) {
+        next = c->parked_next;
+        conn_timeout(c);
+        conn_over(ls, c);
+    }
+}
+
+/* Once a second. */
+static void
+tick(struct listeners *ls, int64_t now)
+{
+    struct config *conf = config_take(ls->weir);
+    int64_t waits_since = now - conf->queue_s * 1000LL;
+    struct conn *c;
+
+    if (ls->paused)
+        accept_resume(ls);
+    reap_parked(ls, now);
+    while ((c = pool_expire(ls->weir->conns, waits_since)) != NULL)
+        refuse(ls, c);
+    upstreams_reap(ls->weir->upstreams, conf);
+    config_give(conf);
+}
+
+/* Close the listeners, and whoever is parked: nothing is under way there.
+ * What has arrived before now was in time. */
+static void
+close_all(struct listeners *ls)
+{
+    struct conn *c, *next;
+
+    for (size_t i = 0; i < ls->n; i++) {
+        accept_some(ls, &ls->at[i], BACKLOG);
+        close(ls->at[i].fd);
+        ls->at[i].fd = -1;
+    }
+    ls->paused = false;
+    for (c = parked_take(ls, INT64_MAX); c != NULL; c = next) {
+        next = c->parked_next;
+        if (has_news(c))
+            hand_over(ls, c);
+        else
+            dismiss(ls, c);
+    }
+    pthread_mutex_lock(&ls->lock);
+    ls->closed = true;
+    pthread_cond_broadcast(&ls->closes);
+    pthread_mutex_unlock(&ls->lock);
+}
+
+/* Somebody has set a flag.  False: the thread shall end. */
+static bool
+flags_look(struct listeners *ls)
+{
+    uint64_t count;
+    bool close_now, leave;
+
+    if (read(ls->wake_fd, &count, sizeof count) < 0)
+        assert(errno == EAGAIN);
+    pthread_mutex_lock(&ls->lock);
+    close_now = ls->closing && !ls->closed;
+    leave = ls->leave;
+    pthread_mutex_unlock(&ls->lock);
+    if (close_now)
+        close_all(ls);
+    return !leave;
+}
+
+/* What epoll reports is a listener, or else a parked connection. */
+static void
+event_look(struct listeners *ls, void *what)
+{
+    for (size_t i = 0; i < ls->n; i++) {
+        if (what != &ls->at[i])
+            continue;
+        if (ls->at[i].fd >= 0)
+            accept_some(ls, &ls->at[i], BATCH);
+        return;
+    }
+    conn_wakes(ls, what);
+}
+
+static void *
+accept_main(void *arg)
+{
+    struct listeners *ls = arg;
+    struct epoll_event events[N_EVENTS];
+    int64_t now = now_ms(), tick_at = now + TICK_MS;
+    bool goes_on = true;
+
+    pthread_setname_np(pthread_self(), "weir-accept");
+    while (goes_on) {
+        int wait_ms = tick_at > now ? (int)(tick_at - now) : 0;
+        int n = epoll_wait(ls->epoll_fd, events, N_EVENTS, wait_ms);
+        bool woken = false;
+
+        assert(n >= 0 || errno == EINTR);
+        for (int i = 0; i < n; i++)
+            if (events[i].data.ptr == ls)
+                woken = true;
+            else
+                event_look(ls, events[i].data.ptr);
+        /* Not before the last event: both end connections that are parked,
+         * and the batch may hold one of them. */
+        if (woken)
+            goes_on = flags_look(ls);
+        now = now_ms();
+        if (now >= tick_at) {
+            tick(ls, now);
+            tick_at = now + TICK_MS;
+        }
+    }
+    return NULL;
+}
+
+/* ---- public
+ * ----------------------------------------------------------------------- */
+
+/*
+ * listeners_new - open what conf->listen names; nobody is accepted yet.
+ *
+ * weir  gets `listeners` and, in the order of conf->listen, `ports`
+ * err   on NULL: which address, why, and who has it
+ *
+ * Thread: main.  Blocks: never.
+ */
+struct listeners *
+listeners_new(struct weir *weir, const struct config *conf, char *err,
+              size_t cap)
+{
+    struct listeners *ls = calloc(1, sizeof *ls);
+
+    if (ls == NULL ||
+        (ls->at = calloc(conf->n_listen, sizeof *ls->at)) == NULL) {
+        snprintf(err, cap, "cannot listen: %s", sys_text(ENOMEM));
+        free(ls);
+        return NULL;
+    }
+    ls->weir = weir;
+    pthread_mutex_init(&ls->lock, NULL);
+    pthread_cond_init(&ls->closes, NULL);
+    pthread_cond_init(&ls->idles, NULL);
+    ls->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    ls->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (ls->epoll_fd < 0 || ls->wake_fd < 0) {
+        snprintf(err, cap, "cannot listen: %s", sys_text(errno));
+        goto fail;
+    }
+    if (conf->n_listen > PORTS_MAX) {
+        snprintf(err, cap, "cannot listen on %zu addresses: %d at most",
+                 conf->n_listen, PORTS_MAX);
+        goto fail;
+    }
+    weir->n_ports = 0;
+    for (; ls->n < conf->n_listen; ls->n++) {
+        const struct listener_conf *lc = &conf->listen[ls->n];
+
+        if (!listener_open(&ls->at[ls->n], lc, conf->idle_s * 1000,
+                           &weir->ports[ls->n])) {
+            explain(lc, errno, err, cap);
+            ls->n++; /* its descriptor is to be closed as well */
+            goto fail;
+        }
+        weir->n_ports++;
+    }
+    weir->listeners = ls;
+    return ls;
+fail:
+    listeners_free(ls);
+    return NULL;
+}
+
+/*
+ * listeners_start - begin to accept.
+ *
+ * weir->conns, ->upstreams, ->mitm and ->config are set and stay until
+ * listeners_free().  Returns false with the reason in err.  Thread: main.
+ */
+bool
+listeners_start(struct listeners *ls, char *err, size_t cap)
+{
+    bool good = watch_fd(ls, EPOLL_CTL_ADD, ls->wake_fd, EPOLLIN, ls);
+    int rc;
+
+    for (size_t i = 0; i < ls->n && good; i++)
+        good = watch_fd(ls, EPOLL_CTL_ADD, ls->at[i].fd, EPOLLIN, &ls->at[i]);
+    if (!good) {
+        snprintf(err, cap, "cannot listen: %s", sys_text(errno));
+        return false;
+    }
+    rc = pthread_create(&ls->thread, NULL, accept_main, ls);
+    if (rc != 0)
+        snprintf(err, cap, "cannot start a thread: %s", sys_text(rc));
+    ls->started = rc == 0;
+    return ls->started;
+}
+
+/* The pool's serve(): run a connection until it ends or is silent. */
+void
+listeners_serve(void *job, struct worker *w)
+{
+    struct conn *c = job;
+    struct listeners *ls = c->client.weir->listeners;
+
+    if (conn_run(c, w) != ST_PARKED)
+        conn_over(ls, c);
+    else if (!park(ls, c))
+        dismiss(ls, c);
+}
+
+/* New connections get another limit for reads and writes.  Thread: main. */
+void
+listeners_retime(struct listeners *ls, int idle_ms)
+{
+    for (size_t i = 0; i < ls->n; i++)
+        if (ls->at[i].fd >= 0 && !set_limits(ls->at[i].fd, idle_ms))
+            log_say(LEVEL_WARN, 0, "listen", "idle_s of %s stays: %s",
+                    ls->at[i].text, sys_text(errno));
+}
+
+/* The address of listener i as bound, "127.0.0.1:8080".  Thread: main. */
+void
+listeners_address(const struct listeners *ls, size_t i, char *out, size_t cap)
+{
+    assert(i < ls->n);
+    snprintf(out, cap, "%s", ls->at[i].text);
+}
+
+/* How many listeners there are, open or not.  Any thread. */
+size_t
+listeners_count(const struct listeners *ls)
+{
+    return ls->n;
+}
+
+/* Close the listeners and the parked connections, once; on return they are.
+ * Thread: main.  Blocks: for a moment, until the accept thread has done it. */
+void
+listeners_stop_accepting(struct listeners *ls)
+{
+    pthread_mutex_lock(&ls->lock);
+    ls->closing = true;
+    pthread_mutex_unlock(&ls->lock);
+    wake(ls);
+    pthread_mutex_lock(&ls->lock);
+    while (!ls->closed)
+        cond_until(&ls->closes, &ls->lock, 0);
+    pthread_mutex_unlock(&ls->lock);
+}
+
+/* How many connections are open, parked or not.  Any thread. */
+size_t
+listeners_live(struct listeners *ls)
+{
+    size_t n;
+
+    pthread_mutex_lock(&ls->lock);
+    n = ls->n_live;
+    pthread_mutex_unlock(&ls->lock);
+    return n;
+}
+
+/* Wait up to ms until no connection is open; false: some are.  Any thread. */
+bool
+listeners_wait_idle(struct listeners *ls, int ms)
+{
+    int64_t until = now_ms() + ms;
+    bool in_time = true, idle;
+
+    pthread_mutex_lock(&ls->lock);
+    while (ls->n_live > 0 && in_time)
+        in_time = cond_until(&ls->idles, &ls->lock, until);
+    idle = ls->n_live == 0;
+    pthread_mutex_unlock(&ls->lock);
+    return idle;
+}
+
+/* Wake every worker that waits for its client; it finds the socket shut down.
+ * Any thread.  Blocks: never. */
+void
+listeners_end_all(struct listeners *ls)
+{
+    pthread_mutex_lock(&ls->lock);
+    for (struct conn *c = ls->live; c != NULL; c = c->next)
+        end_wake(&c->end);
+    pthread_mutex_unlock(&ls->lock);
+}
+
+/* End the accept thread and close what is open.  No connection may live any
+ * more.  NULL: does nothing.  Thread: main. */
+void
+listeners_free(struct listeners *ls)
+{
+    if (ls == NULL)
+        return;
+    if (ls->started) {
+        pthread_mutex_lock(&ls->lock);
+        ls->leave = true;
+        pthread_mutex_unlock(&ls->lock);
+        wake(ls);
+        pthread_join(ls->thread, NULL);
+    }
+    assert(ls->n_live == 0);
+    for (size_t i = 0; i < ls->n; i++)
+        if (ls->at[i].fd >= 0)
+            close(ls->at[i].fd);
+    if (ls->epoll_fd >= 0)
+        close(ls->epoll_fd);
+    if (ls->wake_fd >= 0)
+        close(ls->wake_fd);
+    pthread_mutex_destroy(&ls->lock);
+    pthread_cond_destroy(&ls->closes);
+    pthread_cond_destroy(&ls->idles);
+    free(ls->at);
+    free(ls);
+}

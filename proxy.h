@@ -1,0 +1,803 @@
+/*
+ * proxy.h - the table of contents of weir.
+ *
+ * Shared types first, then the public functions of every room in reading
+ * order.  A struct that only one room looks into is merely named here.  A
+ * public function's full comment stands above its body; here is one line.
+ *
+ * The way of a request: proxy.c starts listen.c, whose accept thread hands a
+ * readable connection to a worker of pool.c; conn.c runs its states; h1.c
+ * reads the head; exchange.c finds the way with upstream.c and carries head,
+ * body and answer; log.c writes the line.
+ */
+#ifndef PROXY_H
+#define PROXY_H
+
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <time.h>
+
+#include <gnutls/gnutls.h>
+
+#define WEIR_VERSION "0.1"
+#define WEIR_HOST "weir.invalid" /* the magic host that is always ourselves */
+
+enum {
+    HOST_MAX = 255,       /* a DNS name in text, RFC 1035 section 2.3.4 */
+    ADDR_MAX = 64,        /* "[v6 address%scope]:port" */
+    END_BUF = 16384,      /* an end's read buffer at first */
+    END_BUF_BULK = 65536, /* and once a body fills it */
+    TUNNEL_BUF = 65536,   /* a tunnel direction that copies bulk */
+};
+
+/* ---- what can stop us --------------------------------------------------- */
+
+/* name, status if the client did it, if the upstream did (0: none),
+ * Proxy-Status error (RFC 9209 section 2.3) if the upstream did, log text */
+#define WHY_TABLE(W)                                                           \
+    W(NONE, 0, 0, NULL, "went through")                                        \
+    W(MORE, 0, 0, NULL, "needs more bytes")                                    \
+    W(EOF, 400, 502, "connection_terminated", "peer finished")                 \
+    W(CUT, 400, 502, "http_response_incomplete", "message cut short")          \
+    W(IDLE, 408, 504, "connection_read_timeout", "quiet for too long")         \
+    W(LATE, 408, 504, "http_response_timeout", "deadline passed")              \
+    W(PROTO, 400, 502, "http_protocol_error", "peer broke the protocol")       \
+    W(LIMIT, 431, 502, "http_response_header_section_size",                    \
+      "over one of our ceilings")                                              \
+    W(URI, 414, 502, "http_protocol_error", "target too long")                 \
+    W(UNKNOWN, 501, 502, "http_response_transfer_coding",                      \
+      "coding or method unknown to us")                                        \
+    W(VERSION, 505, 502, "http_protocol_error", "HTTP version unknown to us")  \
+    W(TLS, 0, 502, "tls_protocol_error", "TLS failed")                         \
+    W(ALERT, 0, 502, "tls_alert_received", "peer sent a TLS alert")            \
+    W(CERT, 0, 502, "tls_certificate_error", "certificate not acceptable")     \
+    W(DNS, 0, 502, "dns_error", "name not resolved")                           \
+    W(DNS_LATE, 0, 504, "dns_timeout", "name not resolved in time")            \
+    W(REFUSED, 0, 502, "connection_refused", "connection refused")             \
+    W(UNREACHABLE, 0, 502, "destination_ip_unroutable", "no way to the host")  \
+    W(CONNECT_LATE, 0, 504, "connection_timeout", "not connected in time")     \
+    W(SYS, 0, 502, "connection_terminated", "system call failed")              \
+    W(BUSY, 503, 503, "connection_limit_reached", "no worker free in time")    \
+    W(POLICY, 403, 403, "http_request_denied", "not allowed")                  \
+    W(LOOP, 403, 403, "proxy_loop_detected", "request came back to us")        \
+    W(OVER, 0, 0, NULL, "nobody waits for it any more")                        \
+    W(DRAIN, 503, 503, "proxy_internal_error", "weir is shutting down")
+#define W(name, client, upstream, error, text) WHY_##name,
+enum why { WHY_TABLE(W) WHY_COUNT };
+#undef W
+
+enum side { SIDE_WEIR, SIDE_CLIENT, SIDE_ORIGIN };
+
+struct fail { /* the first failure; later ones are its consequences */
+    enum why why;
+    enum side side;           /* who did it */
+    const char *op;           /* literal: what was being done */
+    int code;                 /* errno, GnuTLS, ...; 0 = ours alone */
+    const char *(*text)(int); /* sys_text, gnutls_strerror, cert_text, ... */
+};
+
+/* ---- text --------------------------------------------------------------- */
+
+struct span { /* text in somebody's buffer: no NUL, dead when the buffer is */
+    const char *at;
+    size_t len;
+};
+
+struct arena; /* growing memory whose pieces never move (http.c) */
+
+/* ---- settings ----------------------------------------------------------- */
+
+struct match; /* a list of host globs, suffixes, CIDR blocks, ports (match.c) */
+
+struct listener_conf {
+    char text[ADDR_MAX]; /* as written */
+    struct sockaddr_storage addr;
+    socklen_t len;
+};
+
+struct resolve_conf { /* [resolve] name = address[:port] */
+    char name[HOST_MAX + 1];
+    char host[HOST_MAX + 1]; /* an address in text, no brackets */
+    uint16_t port;           /* 0: keep the target's */
+};
+
+enum level { LEVEL_ERR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
+
+/* One proxy.ini, read; immutable while anybody holds a reference.  Spans of
+ * time keep the unit of their key in the name. */
+struct config {
+    atomic_int n_refs;
+    char *file; /* where it came from; NULL: defaults alone */
+
+    /* [proxy] */
+    struct listener_conf *listen;
+    size_t n_listen;
+    char **names; /* further names and addresses that are weir itself */
+    size_t n_names;
+    char via[64]; /* pseudonym in Via; empty: made at start */
+    int workers, queue, stack_kib;
+    int idle_s, head_s, queue_s, grace_s, linger_ms;
+    int head_bytes, fields, target_bytes;
+
+    /* [upstream] */
+    int connect_s, response_s, dns_s;
+    int reuse_per_origin, reuse_total, reuse_s;
+    char *upstream_ca;      /* PEM file on top of the system's; NULL: none */
+    struct match *insecure; /* hosts whose certificates are not verified */
+
+    /* [tunnel] */
+    int stream_idle_s, half_closed_s;
+
+    /* [intercept] */
+    bool intercept;
+    struct match *only, *except; /* empty only: everything */
+    char *dir;                   /* the CA's home; NULL: ~/.weir */
+    int leaf_days, leaf_cache, sniff_ms;
+
+    /* [resolve] */
+    struct resolve_conf *resolve;
+    size_t n_resolve;
+
+    /* [log] */
+    enum level level;
+    bool json;
+    char *log_file; /* NULL: standard error */
+};
+
+/* ---- one side of a byte pipe -------------------------------------------- */
+
+struct tls; /* a TLS layer over a socket, or over another TLS layer (end.c) */
+
+/* Asked about once a second while an end waits; true: stop waiting. */
+struct watch {
+    bool (*over)(void *arg);
+    void *arg;
+};
+
+struct end {
+    /* set by end_init() and end_handshake() */
+    int fd; /* -1: none */
+    enum side side;
+    struct tls *tls; /* the topmost layer; NULL: plain socket */
+    /* set by whoever uses the end, between calls */
+    int idle_ms;               /* longest quiet within one read or write */
+    int64_t deadline;          /* point in ms at which reads fail; 0: none */
+    const struct watch *watch; /* NULL: nobody */
+    /* the reader's alone: bytes read and not yet consumed */
+    char *buf;
+    size_t start, len, cap;
+    int rcv_ms; /* what SO_RCVTIMEO is now */
+    uint64_t n_in;
+    /* the writer's alone */
+    int snd_ms; /* what SO_SNDTIMEO is now */
+    uint64_t n_out;
+};
+
+/* ---- HTTP, whatever the version ------------------------------------------ */
+
+enum version { HTTP_10, HTTP_11, HTTP_2, HTTP_3 };
+
+enum method { /* those whose semantics we act on */
+    METHOD_OTHER,
+    METHOD_GET,
+    METHOD_HEAD,
+    METHOD_POST,
+    METHOD_PUT,
+    METHOD_DELETE,
+    METHOD_CONNECT,
+    METHOD_OPTIONS,
+    METHOD_TRACE,
+    METHOD_PATCH,
+};
+
+enum body {
+    BODY_NONE,   /* there is none */
+    BODY_LENGTH, /* head.length bytes */
+    BODY_STREAM, /* until its end: chunked, END_STREAM, or close */
+    BODY_RAW,    /* what follows is no HTTP: 2xx to CONNECT, 101 */
+};
+
+struct field {
+    struct span name, value; /* spelling as received; value trimmed */
+};
+
+/* A request or an answer, or (fields only) a trailer section.  All spans
+ * point into its arena.  The codec that reads it has checked every line
+ * against the grammar; `body` and `length` say how its content is framed.
+ * Framing and connection fields stay in `fields`, so that what was sent can be
+ * shown; a codec that writes a head leaves them out and makes its own. */
+struct head {
+    struct arena *arena;
+    enum version version; /* as received */
+    /* request */
+    enum method method_id;
+    struct span method;
+    struct span target; /* as sent: any of the four forms */
+    struct span scheme, authority, path;
+    /* answer */
+    int status; /* 0: a request */
+    struct span reason;
+    /* both */
+    struct field *fields;
+    size_t n_fields, cap_fields;
+    enum body body;
+    uint64_t length;
+    struct span upgrade;    /* protocols asked for, or switched to (101) */
+    struct span connection; /* options of all Connection fields, joined */
+    bool expects_continue, te_trailers;
+};
+
+struct http;
+
+/* What a codec does for exchange.c.  The side that reads is used by one
+ * thread and the side that writes by one; they may be two.  Every read waits
+ * for at most the limits of its end. */
+struct http_ops {
+    /* The next head: a request (server role) or an answer (client role; each
+     * 1xx is one).  WHY_EOF: the peer ended before its first byte. */
+    enum why (*read_head)(struct http *, struct head *, struct fail *);
+    /* At least one byte of content, valid until the next read; WHY_EOF: the
+     * content is complete; any other: it was cut. */
+    enum why (*read_body)(struct http *, struct span *, struct fail *);
+    /* After WHY_EOF: the trailer section, NULL if none.  Lives until the next
+     * read_head. */
+    const struct head *(*trailers)(struct http *);
+    /* Would read_head or read_body answer without waiting? */
+    bool (*pending)(struct http *);
+    /* Is the content read to its end? (true as well when there is none) */
+    bool (*complete)(struct http *);
+    /* Writes wait in a buffer until flush, or until it is full. */
+    enum why (*write_head)(struct http *, const struct head *, struct fail *);
+    enum why (*write_body)(struct http *, struct span, struct fail *);
+    enum why (*write_end)(struct http *, const struct head *trailers,
+                          struct fail *);
+    enum why (*flush)(struct http *, struct fail *);
+    /* Is the peer gone for good, so that nobody waits for our answer? */
+    bool (*gone)(struct http *);
+    /* May the connection (h2: always) carry another exchange after this? */
+    bool (*reusable)(struct http *);
+    /* Make the message look cut short to the peer and wake whoever waits on
+     * it.  Any thread. */
+    void (*abort)(struct http *, enum why);
+    /* The end whose bytes, as they are, are the rest of the content: until its
+     * end, or *left more of them.  NULL: there is none (chunked, a stream). */
+    struct end *(*raw_in)(struct http *, uint64_t *left);
+    struct end *(*raw_out)(struct http *);
+    /* Bytes were moved past the codec: `in` of raw_in's, by the reader, or
+     * `out` of raw_out's, by the writer; the other is 0. */
+    void (*raw_moved)(struct http *, uint64_t in, uint64_t out);
+};
+
+struct http {
+    const struct http_ops *ops;
+    enum side side;       /* whom we speak with: SIDE_CLIENT or SIDE_ORIGIN */
+    enum version version; /* what is spoken here */
+    bool last;            /* set by the user: no exchange after this one */
+    /* for reads, set by the user: a watch; longest quiet, 0: the end's own */
+    const struct watch *watch;
+    int idle_ms;
+    uint64_t n_in, n_out; /* content bytes of the current message */
+};
+
+/* HTTP/1 on an end, in either role (h1.c). */
+struct h1_limits {
+    size_t head_bytes, target_bytes;
+    size_t n_fields;
+    int head_ms;
+};
+
+enum h1_state { H1_HEAD, H1_FIXED, H1_CHUNKED, H1_CLOSE, H1_RAW, H1_DONE };
+
+struct h1_chunks { /* where in a chunked body we are (RFC 9112 section 7.1) */
+    int state;
+    uint64_t left;   /* of this chunk's data */
+    size_t n_line;   /* bytes of this chunk's size line */
+    uint64_t excess; /* bytes of size lines beyond a fair share */
+};
+
+struct h1 {
+    struct http http; /* first: the codec casts */
+    struct end *end;
+    struct h1_limits limits;
+    /* the reader's alone */
+    enum h1_state rd;
+    uint64_t rd_left; /* of H1_FIXED */
+    struct h1_chunks chunks;
+    size_t scanned;    /* bytes of an unfinished head already looked at */
+    bool blank;        /* an empty line came before the head */
+    int64_t head_from; /* ms: when its first byte was seen; 0: not yet */
+    struct head *tail; /* the trailer section, made when one comes */
+    bool has_tail;
+    enum version peer; /* of the last head read */
+    bool peer_last;    /* the peer will close after this exchange */
+    /* set by whoever begins the exchange (in the server role the reader, in
+     * the client role the writer) before the other starts, then only read */
+    enum method method_id; /* of the exchange's request */
+    bool te_trailers;      /* the request's sender wants trailers */
+    bool asked_upgrade;    /* a 101 would be an answer */
+    /* the writer's alone */
+    bool absolute; /* set by the user: ask in absolute-form (a parent) */
+    enum h1_state wr;
+    uint64_t wr_left; /* of H1_FIXED */
+    bool we_last;     /* we said that we close, or failed to write */
+    char *out;        /* head and small content not yet sent */
+    size_t out_len, out_cap;
+    /* any thread */
+    atomic_bool until_close; /* only our FIN ends the message being written */
+    atomic_bool aborted;
+};
+
+/* ---- where to, and a way to it ------------------------------------------ */
+
+struct origin {
+    bool tls; /* https */
+    char host[HOST_MAX + 1]; /* lower case, no brackets, never empty */
+    uint16_t port;
+    char sni[HOST_MAX + 1]; /* name for SNI and verification; "": host */
+};
+
+enum alpn { ALPN_HTTP1 = 1, ALPN_H2 = 2, ALPN_OTHER = 4 }; /* a set */
+
+struct names { /* what a certificate names: "dns\0dns\0ip\0" */
+    size_t len;
+    char at[2048];
+};
+
+struct hello { /* what a ClientHello says (RFC 8446 section 4.1.2) */
+    char sni[HOST_MAX + 1]; /* "": none */
+    unsigned alpn;          /* set of enum alpn; 0: no offer */
+};
+
+struct known { /* what we remember of an origin's TLS */
+    unsigned alpn; /* what it chose: one of enum alpn, 0: none */
+    struct names names;
+};
+
+struct clock_marks { /* µs each step took; -1: there was none */
+    int64_t dns_us, connect_us, tls_us;
+};
+
+struct upstream { /* a way to an origin; belongs to whoever took it */
+    struct origin origin;
+    struct end end;
+    struct h1 h1;
+    struct http *http;   /* what to speak on; NULL: bare, TLS not begun */
+    char addr[ADDR_MAX]; /* the peer's address */
+    struct clock_marks took;
+    bool reused;      /* carried an exchange before this one */
+    bool bound;       /* saw connection-bound authentication: never shared */
+    bool ticket_saved; /* its TLS session can be resumed */
+    bool insecure;     /* its certificate was not verified, by setting */
+    int64_t given_at; /* ms; upstream.c's cache */
+    struct upstream *next, *prev, *newer, *older; /* upstream.c's cache */
+};
+
+struct upstreams; /* the shared cache, resumption data, remembered origins */
+struct mitm;      /* the CA, leaf certificates, tickets */
+struct pool;
+struct worker; /* one thread of a pool, with its twin */
+
+/* ---- the program, a connection, an exchange ------------------------------ */
+
+struct weir { /* what all connections share; one, made by proxy.c */
+    struct config *_Atomic config;
+    struct listeners *listeners;
+    struct pool *conns;
+    struct mitm *mitm;
+    struct upstreams *upstreams;
+    char via[64];          /* our pseudonym, e.g. "weir-3f9a" */
+    uint16_t ports[16];    /* that we listen on */
+    size_t n_ports;
+    atomic_ullong n_conns; /* the last connection id */
+    atomic_bool draining;  /* finish what is in flight, start nothing */
+    atomic_bool stopping;  /* grace is over: end everything now */
+};
+
+struct client { /* who asks: all that an exchange needs of its connection */
+    struct weir *weir;
+    const struct config *conf;
+    uint64_t id;
+    uint64_t n_exchanges;
+    char addr[ADDR_MAX];
+    bool tls;                    /* what it spoke to us */
+    const struct origin *inside; /* the target is known; NULL: a proxy request */
+    bool own_name; /* TLS for our own name: origin-form means our pages */
+};
+
+enum exchange_end {
+    EXCHANGE_KEEP,  /* another may follow on the client's connection */
+    EXCHANGE_CLOSE, /* none may; the answer is complete */
+    EXCHANGE_CUT,   /* none may; the client must see that something is missing */
+    EXCHANGE_RAW,   /* 101 went down: x->up and the client are a tunnel now */
+};
+
+struct exchange {
+    /* set by the caller */
+    struct client *client;
+    struct worker *worker; /* its twin carries the request's content */
+    struct http *down;     /* the client's side */
+    struct head *req;      /* already read */
+    struct head *res;      /* for the answers */
+    struct upstream *up;   /* a way that may serve, or NULL; afterwards one that
+                              is idle (or raw: EXCHANGE_RAW), or NULL */
+    int64_t begun_us;      /* when the request's head was complete */
+    /* for the log */
+    struct origin origin;
+    struct clock_marks took;
+    char addr[ADDR_MAX]; /* of the origin; "": none was reached */
+    bool reused;
+    bool own;              /* the answer was made by weir */
+    int64_t first_us;      /* the first answer byte */
+    int status;            /* of the final answer; 0: none was sent */
+    uint64_t up_bytes, down_bytes; /* of content */
+    struct fail fail;      /* what ended it; why NONE: it completed */
+};
+
+struct tunnel_result { /* how a tunnel went */
+    uint64_t up, down; /* bytes */
+    enum side ended_by;
+    struct fail fail; /* why NONE: both directions finished */
+};
+
+enum conn_state {
+    ST_DETECT,
+    ST_HANDSHAKE,
+    ST_REQUEST,
+    ST_DIAL,
+    ST_EXCHANGE,
+    ST_TUNNEL,
+    ST_LINGER,
+    ST_CLOSE,
+    ST_PARKED, /* the accept thread has it; conn_run() goes on when it wakes */
+    ST_DONE,
+};
+
+struct conn {
+    struct client client;
+    struct end end;
+    struct h1 h1;
+    struct head req, res;
+    enum conn_state state;
+    enum conn_state resume; /* where to go on after ST_PARKED */
+    struct worker *worker;  /* while one runs it */
+    struct hello hello;     /* of the handshake to come */
+    struct origin target;   /* of a CONNECT, of an interception */
+    bool target_known;      /* target is set: this is no proxy request */
+    bool opaque;            /* what comes next is no HTTP */
+    bool cut;               /* close without a clean end */
+    struct upstream *up;    /* kept for the next exchange, or for the tunnel */
+    int tunnel_idle_ms;
+    struct tunnel_result tunnel;
+    int64_t began_us;
+    int64_t until;     /* ms: when a parked connection is given up */
+    const char *spoke; /* "http/1", "tls", ... for the log */
+    struct fail fail;
+    /* the accept thread's: parked and live lists (listen.c) */
+    int epoll_fd; /* where fd is registered; -1: nowhere */
+    struct conn *next, *prev;
+    struct conn *parked_next, *parked_prev;
+};
+
+/* ---- proxy.c: command line, start, signals, drain ------------------------ */
+/* main() alone */
+
+/* ---- listen.c: listeners, accept thread, parking ------------------------- */
+
+struct listeners;
+struct listeners *listeners_new(struct weir *, const struct config *,
+                                char *err, size_t cap);
+bool listeners_start(struct listeners *, char *err, size_t cap);
+void listeners_serve(void *conn, struct worker *); /* the pool's serve() */
+void listeners_retime(struct listeners *, int idle_ms); /* after a reload */
+void listeners_address(const struct listeners *, size_t i, char *out,
+                       size_t cap); /* as bound, e.g. "127.0.0.1:8080" */
+size_t listeners_count(const struct listeners *);
+void listeners_stop_accepting(struct listeners *); /* closes them at once */
+size_t listeners_live(struct listeners *);         /* connections alive */
+bool listeners_wait_idle(struct listeners *, int ms); /* until none lives */
+void listeners_end_all(struct listeners *); /* shutdown() every client */
+void listeners_free(struct listeners *);
+
+/* ---- config.c: proxy.ini ------------------------------------------------- */
+
+/* file NULL: defaults.  sets: n "section.key=value".  NULL on a mistake, with
+ * err = "file:line: [section] key: what is wrong, what is allowed". */
+struct config *config_read(const char *file, char *const *sets, size_t n_sets,
+                           char *err, size_t cap);
+const char *config_find(char *out, size_t cap); /* NULL: no file anywhere */
+struct config *config_take(struct weir *);      /* the current one */
+struct config *config_swap(struct weir *, struct config *next);
+void config_give(const struct config *);
+
+struct config_key { /* what a key is, for tests and manuals */
+    const char *section, *name;
+    const char *preset; /* as one would write it; NULL: any key, none given */
+    const char *what;   /* one line */
+};
+const struct config_key *config_key(size_t i); /* NULL: there is no i-th */
+
+/* ---- match.c: lists of hosts --------------------------------------------- */
+
+struct match *match_parse(const char *text, char *err, size_t cap);
+bool match_add(struct match *, const char *text, char *err, size_t cap);
+bool match_split(char *text, char **host, char **port); /* "[::1]:80", "a" */
+bool match_host(const struct match *, const char *host, uint16_t port);
+bool match_empty(const struct match *);
+void match_free(struct match *);
+
+/* ---- pool.c: workers and their twins ------------------------------------- */
+
+struct pool_conf {
+    const char *name; /* of its threads */
+    size_t n_workers, n_queue, stack_bytes;
+    void (*serve)(void *job, struct worker *);
+};
+struct pool *pool_new(const struct pool_conf *);
+bool pool_submit(struct pool *, void *job);            /* false: full */
+void *pool_expire(struct pool *, int64_t waits_since); /* NULL: none so old */
+size_t pool_idle(struct pool *); /* workers without a job, started or not */
+void pool_free(struct pool *);   /* joins; the queue must be empty */
+
+bool twin_start(struct worker *, void (*run)(void *), void *arg);
+bool twin_wait(struct worker *, int ms); /* -1: for ever; false: still runs */
+
+bool cond_until(pthread_cond_t *, pthread_mutex_t *, int64_t until);
+void stack_rest(void); /* unused pages of this thread's stack go back */
+
+/* ---- conn.c: the life of one connection ---------------------------------- */
+
+struct conn *conn_new(struct weir *, int fd, const struct sockaddr *,
+                      socklen_t);
+enum conn_state conn_run(struct conn *, struct worker *); /* PARKED or DONE */
+void conn_refuse(struct conn *, enum why); /* without waiting; then conn_free */
+void conn_timeout(struct conn *);          /* parked past its `until` */
+void conn_free(struct conn *);
+
+/* ---- end.c: an endpoint --------------------------------------------------- */
+
+void end_init(struct end *, int fd, enum side, int idle_ms);
+void end_clear(struct end *); /* closes; may run twice */
+struct span end_ahead(const struct end *); /* what is buffered */
+void end_consume(struct end *, size_t n);
+enum why end_fill(struct end *, size_t cap, struct fail *); /* >= 1 more byte */
+enum why end_read(struct end *, void *buf, size_t cap, size_t *n,
+                  struct fail *);
+enum why end_write(struct end *, struct iovec *, int n, struct fail *);
+enum why end_finish(struct end *, struct fail *); /* our direction is over */
+enum why end_splice(struct end *from, struct end *to, const int pipe_fds[2],
+                    size_t max, size_t *n, struct fail *); /* plain sockets */
+bool end_wait(struct end *, int ms);  /* something to read, or an end? */
+bool end_pending(struct end *); /* could be read without waiting */
+bool end_quiet(struct end *);         /* alive, and nothing unasked came */
+bool end_gone(struct end *);          /* reset, or closed both ways */
+void end_wake(struct end *);          /* any thread: shutdown(2) both ways */
+void end_drop_buffer(struct end *);   /* while nothing is buffered */
+enum why end_handshake(struct end *, gnutls_session_t, int64_t deadline,
+                       struct fail *); /* takes the session */
+void end_alert(struct end *, gnutls_alert_description_t);
+gnutls_session_t end_session(const struct end *); /* NULL: plain */
+
+/* ---- fail.c: reasons, and the clock --------------------------------------- */
+
+int64_t now_ms(void), now_us(void); /* monotonic */
+
+enum why fail_note(struct fail *, enum side, enum why, const char *op, int code,
+                   const char *(*text)(int));
+enum why fail_own(struct fail *, enum side, enum why, const char *op);
+enum why fail_sys(struct fail *, enum side, const char *op, int code);
+enum why fail_tls(struct fail *, enum side, const char *op, int rc);
+enum why fail_alert(struct fail *, enum side, const char *op, int alert);
+const char *sys_text(int code);
+const char *why_name(enum why);  /* "idle" */
+const char *why_text(enum why);  /* "quiet for too long" */
+const char *side_name(enum side); /* "client" */
+int why_status(enum why, enum side);
+const char *why_proxy_error(enum why, enum side); /* RFC 9209 token or NULL */
+void fail_text(const struct fail *, char *out, size_t cap);
+
+/* ---- http.c: what all versions share ------------------------------------- */
+
+bool span_is(struct span, const char *);  /* same bytes */
+bool span_isi(struct span, const char *); /* same but for ASCII case */
+struct span span_of(const char *);
+bool span_number(struct span, uint64_t *); /* all digits, no overflow */
+struct span span_trim(struct span); /* no space or tab around it */
+
+void head_init(struct head *);
+void head_reset(struct head *); /* empty, memory kept for the next */
+void head_clear(struct head *); /* memory too */
+struct span head_text(struct head *, const char *, size_t); /* copied in */
+bool head_add(struct head *, struct span name, struct span value); /* copies */
+bool head_put(struct head *, struct span name, struct span value); /* lends */
+struct span head_joined(struct head *, const char *name); /* all, as one list */
+const struct field *head_find(const struct head *, const char *name,
+                              const struct field *after); /* NULL: first */
+bool list_has(struct span list, const char *token); /* comma list, no case */
+bool list_next(struct span *rest, struct span *item);
+
+bool is_token(struct span);       /* RFC 9110 section 5.6.2 */
+bool is_field_value(struct span); /* RFC 9110 section 5.5 */
+enum method method_of(struct span);
+bool method_idempotent(enum method);
+bool field_is_hop(const struct head *, struct span name); /* 7.6.1, or named */
+bool field_ok_in_trailer(struct span name);               /* 6.5.1 */
+const char *status_reason(int status);
+const char *version_name(enum version); /* "http/1.1" */
+
+/* Split host[:port]; brackets removed, lower case; port 0: none given. */
+bool authority_parse(struct span, char host[HOST_MAX + 1], uint16_t *port);
+/* req's scheme, authority, path from its target (RFC 9112 section 3.2). */
+enum why head_route(struct head *req, const struct client *, struct origin *,
+                    bool *ourselves, struct fail *);
+bool host_is_address(const char *host);
+bool name_is_local(const struct config *, const char *host); /* ourselves */
+void origin_authority(const struct origin *, char *out, size_t cap);
+
+/* ---- exchange.c: one request and its answer ------------------------------ */
+
+enum exchange_end exchange_run(struct exchange *);
+/* There is no proper request: answer with what x->fail says, and close. */
+enum exchange_end exchange_refuse(struct exchange *);
+
+/* ---- page.c: what weir says itself ---------------------------------------- */
+
+enum why page_error(struct exchange *, const struct fail *, struct fail *);
+enum why page_own(struct exchange *, struct fail *); /* our own site */
+enum why page_trace(struct exchange *, struct fail *); /* Max-Forwards: 0 */
+
+/* ---- h1.c: HTTP/1 ---------------------------------------------------------- */
+
+void h1_init(struct h1 *, struct end *, enum side, const struct config *);
+void h1_clear(struct h1 *);
+enum why h1_parse_head(const char *raw, size_t len, enum side from,
+                       const struct h1_limits *, struct head *, size_t *used,
+                       struct fail *);
+enum why h1_try_head(struct h1 *, struct head *, struct fail *); /* no wait */
+enum why h1_parse_chunks(struct h1_chunks *, const char *raw, size_t len,
+                         size_t *used, struct span *data, struct fail *);
+struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
+
+/* ---- ca.c: our certificate authority, on disk ------------------------------ */
+
+struct ca { /* never changes once made */
+    char *dir; /* where it lives */
+    gnutls_x509_crt_t crt;
+    gnutls_privkey_t key;
+    gnutls_datum_t pem, der; /* of crt */
+};
+struct ca *ca_new(const char *dir, char *err, size_t cap); /* NULL: ~/.weir */
+void ca_free(struct ca *);
+int ca_crt_begin(gnutls_x509_crt_t, gnutls_pubkey_t, time_t until);
+
+/* ---- leaf.c: certificates for the names we answer for ---------------------- */
+
+struct leaf;   /* one certificate with its chain */
+struct leaves; /* all of them */
+struct gnutls_pcert_st;
+struct leaves *leaves_new(const struct ca *, int days, size_t max, char *err,
+                          size_t cap);
+void leaves_free(struct leaves *);
+enum why leaf_take(struct leaves *, const char *name, const struct names *,
+                   int64_t deadline, struct leaf **, struct fail *);
+void leaf_give(struct leaves *, struct leaf *);
+void leaf_show(struct leaf *, struct gnutls_pcert_st **chain, unsigned *n,
+               gnutls_privkey_t *);
+size_t leaves_count(struct leaves *);    /* kept now */
+uint64_t leaves_minted(struct leaves *); /* made since the start */
+
+/* ---- hello.c: what a ClientHello says -------------------------------------- */
+
+enum why hello_parse(const void *raw, size_t len, struct hello *);
+enum why hello_read(struct end *, int64_t deadline, struct hello *,
+                    struct fail *); /* consumes nothing */
+
+/* ---- mitm.c: who is intercepted, and TLS towards him ----------------------- */
+
+struct mitm *mitm_new(const struct config *, char *err, size_t cap);
+void mitm_free(struct mitm *);
+const char *mitm_dir(const struct mitm *);
+struct span mitm_ca_pem(const struct mitm *), mitm_ca_der(const struct mitm *);
+bool mitm_wants(const struct config *, const char *host, uint16_t port);
+enum why mitm_accept(struct mitm *, struct end *, const char *name,
+                     const struct names *, unsigned alpn, int64_t deadline,
+                     struct fail *); /* TLS server on end as `name` */
+
+/* ---- dns.c: names to addresses --------------------------------------------- */
+
+struct address {
+    struct sockaddr_storage at;
+    socklen_t len;
+};
+enum why dns_lookup(const char *host, uint16_t port, int dns_ms,
+                    struct address *out, size_t cap, size_t *n, struct fail *);
+void dns_forget(void); /* names are asked for anew */
+void dns_stop(void);   /* at exit: nobody asks any more */
+
+struct addrinfo;
+struct resolver { /* the C library's, unless a test puts its own here */
+    int (*ask)(const char *name, const char *service,
+               const struct addrinfo *hints, struct addrinfo **);
+    void (*done)(struct addrinfo *);
+};
+extern struct resolver dns_resolver; /* set before the first lookup */
+
+/* ---- dial.c: host and port -> connected socket ----------------------------- */
+
+enum why dial(const struct client *, const char *host, uint16_t port, int *fd,
+              char addr[ADDR_MAX], struct clock_marks *, struct fail *);
+void address_text(const struct sockaddr *, char out[ADDR_MAX]);
+
+/* ---- secure.c: TLS to origins, and what is remembered of them --------------- */
+
+struct secure; /* trust, resumption data, remembered origins */
+struct secure *secure_new(const struct config *, char *err, size_t cap);
+void secure_free(struct secure *);
+enum why secure_connect(struct secure *, const struct client *,
+                        struct upstream *, unsigned alpn, struct fail *);
+void secure_save_ticket(struct secure *, struct upstream *);
+bool secure_known(struct secure *, const struct origin *, struct known *);
+const char *cert_text(int status); /* why a certificate was refused */
+
+/* ---- upstream.c: target -> connected, ready origin ------------------------- */
+
+struct upstreams *upstreams_new(const struct config *, char *err, size_t cap);
+void upstreams_free(struct upstreams *);
+void upstreams_reap(struct upstreams *,
+                    const struct config *); /* once a second: closes the old */
+
+/* A connected way, bare: nothing was said on it yet. */
+struct upstream *upstream_dial(const struct client *, const struct origin *,
+                               struct fail *);
+/* TLS on a bare way to an https origin, and the codec to speak on. */
+enum why upstream_ready(const struct client *, struct upstream *, struct fail *);
+/* A way to speak HTTP on: reused (unless fresh), or dialled and made ready. */
+struct upstream *upstream_take(const struct client *, const struct origin *,
+                               bool fresh, struct fail *);
+void upstream_give(const struct client *, struct upstream *); /* for reuse */
+bool upstream_alive(struct upstream *); /* idle, and fit for an exchange? */
+void upstream_free(struct upstream *); /* closes; NULL: nothing */
+bool upstream_has(const struct client *, const struct origin *); /* an idle one */
+bool upstream_known(const struct client *, const struct origin *,
+                    struct known *);
+bool origin_same(const struct origin *, const struct origin *);
+
+/* ---- tunnel.c: bytes both ways ---------------------------------------------- */
+
+struct tunnel_side { /* an end, or a stream of an h2/h3 session */
+    struct end *end;
+    struct http *http; /* used when end is NULL: its content is the bytes */
+};
+void tunnel_run(struct worker *, const struct weir *, struct tunnel_side client,
+                struct tunnel_side server, int idle_ms, int half_closed_ms,
+                struct tunnel_result *);
+
+/* ---- log.c: one event, one line, one write(2) -------------------------------- */
+
+struct line { /* a line being written */
+    char at[4096];
+    size_t len;
+    bool json;
+    bool off; /* its level is not wanted: nothing is written */
+    bool cut; /* something did not fit */
+};
+bool log_setup(const struct config *, char *err, size_t cap);
+void log_reopen(void); /* SIGUSR1 */
+bool log_on(enum level);
+void log_begin(struct line *, enum level, const char *event, uint64_t conn);
+void log_str(struct line *, const char *key, const char *value);
+void log_span(struct line *, const char *key, struct span value);
+void log_int(struct line *, const char *key, int64_t value);
+void log_ms(struct line *, const char *key, int64_t us); /* 1.234; <0: left out */
+void log_fail(struct line *, const struct fail *); /* why= by= op= error= */
+void log_send(struct line *);
+/* A whole line: event and free text; conn 0: none. */
+void log_say(enum level, uint64_t conn, const char *event, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+
+#endif

@@ -1,0 +1,344 @@
+/*
+ * tunnel.c - carry bytes both ways until both directions have ended.
+ *
+ * Serves CONNECT (RFC 9110 section 9.3.6), upgraded connections such as
+ * WebSocket (RFC 6455), and whatever else is opaque.  Looks at no byte.
+ *
+ * A direction starts by copying through a small buffer, which suits idle and
+ * chatty tunnels.  When reads keep filling it there is bulk to move: between
+ * two plain sockets the direction changes over to splice(2), where no byte
+ * enters user space; otherwise to a larger buffer.
+ *
+ * Owns     the pipes and buffers of both directions.  The two sides stay the
+ *          caller's: we finish them or mark them as cut, and never close.
+ * Threads  a worker enters by tunnel_run() and becomes the upward pump; its
+ *          twin is the downward one.
+ * Blocks   for as long as the tunnel lives.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "proxy.h"
+
+enum {
+    SMALL_BUF = 16384,   /* on the stack; only its touched pages cost */
+    PIPE_BYTES = 262144, /* asked for; the kernel may give less */
+    FULL_READS = 4,      /* in a row: bulk */
+    SHORT_READS = 64,    /* in a row below SMALL_BUF: no bulk any more */
+};
+
+struct pump { /* one direction */
+    struct tunnel *tunnel;
+    struct tunnel_side *from, *to;
+    enum side from_side;
+    uint64_t moved;
+    struct fail fail;
+    int pipe[2]; /* -1: none */
+    char *bulk;  /* TUNNEL_BUF bytes; NULL: none */
+    int full, shorts;
+};
+
+struct tunnel {
+    /* set before the second thread starts, then only read */
+    const struct weir *weir;
+    struct tunnel_side client, server;
+    int idle_ms, half_closed_ms;
+    /* either pump, at any time */
+    atomic_bool stop;
+    atomic_int n_done;      /* directions that have ended */
+    atomic_int first;       /* the side that ended first, -1: none yet */
+    atomic_llong moved_at;  /* idle means quiet BOTH ways, hence shared */
+    /* one pump each; read after the join */
+    struct pump up, down;
+};
+
+/* ---- a side: an end, or a stream ------------------------------------------- */
+
+static enum why
+side_write(struct tunnel_side *s, const char *at, size_t len, struct fail *f)
+{
+    struct iovec iov = {(void *)at, len};
+    enum why why;
+
+    if (s->end != NULL)
+        return end_write(s->end, &iov, 1, f);
+    why = s->http->ops->write_body(s->http, (struct span){at, len}, f);
+    return why == WHY_NONE ? s->http->ops->flush(s->http, f) : why;
+}
+
+static enum why
+side_finish(struct tunnel_side *s, struct fail *f)
+{
+    enum why why;
+
+    if (s->end != NULL)
+        return end_finish(s->end, f);
+    why = s->http->ops->write_end(s->http, NULL, f);
+    return why == WHY_NONE ? s->http->ops->flush(s->http, f) : why;
+}
+
+/* The peer shall see that bytes are missing: RST when the caller closes, not
+ * FIN.  SHUT_RD wakes the thread that reads here and tells the peer nothing. */
+static void
+side_cut(struct tunnel_side *s)
+{
+    struct linger now = {.l_onoff = 1, .l_linger = 0};
+
+    if (s->end == NULL) {
+        s->http->ops->abort(s->http, WHY_CUT);
+        return;
+    }
+    setsockopt(s->end->fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    shutdown(s->end->fd, SHUT_RD);
+}
+
+/* Nobody waits for it: FIN, and everybody wakes. */
+static void
+side_wake(struct tunnel_side *s)
+{
+    if (s->end != NULL)
+        end_wake(s->end);
+    else
+        s->http->ops->abort(s->http, WHY_IDLE);
+}
+
+/* ---- one direction ----------------------------------------------------------- */
+
+/* Quiet both ways for longer than allowed?  If not, read on. */
+static bool
+tunnel_idle(struct tunnel *t)
+{
+    int limit = atomic_load(&t->n_done) > 0 ? t->half_closed_ms : t->idle_ms;
+
+    return now_ms() - atomic_load(&t->moved_at) >= limit;
+}
+
+/* End both directions.  The flag says why to leave; the shutdowns wake the
+ * pump that sleeps in recv(). */
+static void
+tunnel_stop(struct tunnel *t, const struct pump *p)
+{
+    if (atomic_exchange(&t->stop, true))
+        return;
+    if (p->fail.why == WHY_IDLE && tunnel_idle(t)) {
+        side_wake(&t->client);
+        side_wake(&t->server);
+    } else {
+        side_cut(&t->client);
+        side_cut(&t->server);
+    }
+}
+
+static void
+pump_moved(struct pump *p, size_t n)
+{
+    p->moved += n;
+    atomic_store_explicit(&p->tunnel->moved_at, now_ms(), memory_order_relaxed);
+}
+
+/* After a read of n bytes into a buffer of cap: bulk, or not any more? */
+static void
+pump_judge(struct pump *p, size_t n, size_t cap)
+{
+    p->full = n == cap ? p->full + 1 : 0;
+    p->shorts = n < SMALL_BUF ? p->shorts + 1 : 0;
+}
+
+static bool
+pump_is_plain(const struct pump *p)
+{
+    return p->from->end != NULL && p->to->end != NULL &&
+           p->from->end->tls == NULL && p->to->end->tls == NULL;
+}
+
+/* Make what bulk needs.  Without it the small buffer goes on serving. */
+static void
+pump_start_bulk(struct pump *p)
+{
+    p->full = p->shorts = 0;
+    if (!pump_is_plain(p)) {
+        p->bulk = malloc(TUNNEL_BUF);
+    } else if (pipe2(p->pipe, O_CLOEXEC) == 0) {
+        /* More room, fewer calls; a refusal leaves the default. */
+        (void)fcntl(p->pipe[1], F_SETPIPE_SZ, PIPE_BYTES);
+    } else {
+        p->pipe[0] = p->pipe[1] = -1;
+        p->bulk = malloc(TUNNEL_BUF);
+    }
+}
+
+static void
+pump_end_bulk(struct pump *p)
+{
+    free(p->bulk);
+    p->bulk = NULL;
+    if (p->pipe[0] >= 0) {
+        close(p->pipe[0]);
+        close(p->pipe[1]);
+    }
+    p->pipe[0] = p->pipe[1] = -1;
+    p->full = p->shorts = 0;
+}
+
+/* Read once, write all of it.  WHY_EOF: the peer has finished. */
+static enum why
+pump_once(struct pump *p, char *buf, size_t cap)
+{
+    size_t n;
+    enum why why;
+
+    if (p->from->end == NULL) {
+        struct http *http = p->from->http;
+        struct span got;
+
+        if ((why = http->ops->read_body(http, &got, &p->fail)) != WHY_NONE)
+            return why;
+        n = got.len;
+        why = side_write(p->to, got.at, got.len, &p->fail);
+    } else if (p->pipe[0] >= 0) {
+        why = end_splice(p->from->end, p->to->end, p->pipe, PIPE_BYTES, &n,
+                         &p->fail);
+    } else {
+        why = end_read(p->from->end, buf, cap, &n, &p->fail);
+        if (why == WHY_NONE)
+            why = side_write(p->to, buf, n, &p->fail);
+    }
+    if (why == WHY_NONE) {
+        pump_moved(p, n);
+        pump_judge(p, n, cap);
+    }
+    return why;
+}
+
+/* Bytes that were read ahead (behind a head, or while sniffing) go first. */
+static enum why
+pump_ahead(struct pump *p)
+{
+    struct span ahead;
+    enum why why;
+
+    if (p->from->end == NULL || p->from->end->len == 0)
+        return WHY_NONE;
+    ahead = end_ahead(p->from->end);
+    why = side_write(p->to, ahead.at, ahead.len, &p->fail);
+    if (why == WHY_NONE) {
+        pump_moved(p, ahead.len);
+        end_consume(p->from->end, ahead.len);
+    }
+    end_drop_buffer(p->from->end);
+    return why;
+}
+
+static enum why
+pump_carry(struct pump *p)
+{
+    struct tunnel *t = p->tunnel;
+    char small[SMALL_BUF];
+    enum why why = pump_ahead(p);
+
+    while (why == WHY_NONE && !atomic_load(&t->stop)) {
+        bool bulk = p->bulk != NULL || p->pipe[0] >= 0;
+
+        if (!bulk && p->full >= FULL_READS)
+            pump_start_bulk(p);
+        else if (bulk && p->shorts >= SHORT_READS)
+            pump_end_bulk(p);
+        why = p->bulk != NULL ? pump_once(p, p->bulk, TUNNEL_BUF)
+                              : pump_once(p, small, sizeof small);
+        if (why == WHY_IDLE && p->fail.side == p->from_side &&
+            !tunnel_idle(t)) {
+            p->fail = (struct fail){0}; /* the other direction is busy */
+            why = WHY_NONE;
+        }
+    }
+    return why;
+}
+
+/* One direction, to its end.  Runs in its own thread. */
+static void
+pump_run(void *arg)
+{
+    struct pump *p = arg;
+    struct tunnel *t = p->tunnel;
+    enum why why = pump_carry(p);
+    int none = -1;
+
+    if (why == WHY_EOF && atomic_load(&t->weir->stopping))
+        why = fail_own(&p->fail, SIDE_WEIR, WHY_DRAIN, "tunnel");
+    if (why != WHY_NONE)
+        atomic_compare_exchange_strong(
+            &t->first, &none,
+            (int)(why == WHY_EOF ? p->from_side : p->fail.side));
+    if (why == WHY_EOF && !atomic_load(&t->stop))
+        why = side_finish(p->to, &p->fail);
+    atomic_fetch_add(&t->n_done, 1);
+    if (why != WHY_NONE && why != WHY_EOF)
+        tunnel_stop(t, p);
+    pump_end_bulk(p);
+}
+
+static void
+pump_init(struct pump *p, struct tunnel *t, struct tunnel_side *from,
+          struct tunnel_side *to, enum side from_side)
+{
+    *p = (struct pump){.tunnel = t, .from = from, .to = to,
+                       .from_side = from_side, .pipe = {-1, -1}};
+}
+
+/* Reads wake up once in idle_ms and look at the shared clock. */
+static void
+side_prepare(struct tunnel_side *s, int idle_ms)
+{
+    if (s->end != NULL) {
+        s->end->idle_ms = idle_ms;
+        s->end->deadline = 0;
+        s->end->watch = NULL;
+    }
+}
+
+/*
+ * tunnel_run - carry bytes between client and server until both directions
+ * have ended, or one failed, or both were quiet for idle_ms.
+ *
+ * w               the calling worker; its twin must be free
+ * client, server  ends or streams, what is buffered in them goes first.  Still
+ *                 the caller's afterwards; he closes them.
+ * idle_ms         longest quiet in both directions at once
+ * half_closed_ms  the same once one direction has ended
+ * r               filled in
+ *
+ * Thread: a worker.  Blocks: as long as the tunnel lives.
+ */
+void
+tunnel_run(struct worker *w, const struct weir *weir, struct tunnel_side client,
+           struct tunnel_side server, int idle_ms, int half_closed_ms,
+           struct tunnel_result *r)
+{
+    struct tunnel t = {.weir = weir, .client = client, .server = server,
+                       .idle_ms = idle_ms, .half_closed_ms = half_closed_ms,
+                       .first = -1};
+
+    atomic_store(&t.moved_at, now_ms());
+    pump_init(&t.up, &t, &t.client, &t.server, SIDE_CLIENT);
+    pump_init(&t.down, &t, &t.server, &t.client, SIDE_ORIGIN);
+    side_prepare(&t.client, idle_ms);
+    side_prepare(&t.server, idle_ms);
+    *r = (struct tunnel_result){.ended_by = SIDE_WEIR};
+    if (!twin_start(w, pump_run, &t.down)) {
+        fail_own(&r->fail, SIDE_WEIR, WHY_BUSY, "start a thread");
+        return;
+    }
+    pump_run(&t.up);
+    twin_wait(w, -1);
+    r->up = t.up.moved;
+    r->down = t.down.moved;
+    r->ended_by = (enum side)atomic_load(&t.first);
+    r->fail = t.up.fail;
+    if (t.down.fail.why != WHY_NONE &&
+        (r->fail.why == WHY_NONE || r->fail.side != r->ended_by))
+        r->fail = t.down.fail;
+}
