@@ -171,8 +171,8 @@ say_certificate_advice(struct text *t, const struct exchange *x, int status,
     say(t, "insecure = ");
     say_escaped(t, span_of(host), html);
     say(t, "  ; not verified at all\n");
-    say(t, html ? "</pre>\n<ul>\n<li>Then send weir a HUP, or restart it."
-                : "\nThen send weir a HUP, or restart it.");
+    say(t, html ? "</pre>\n<ul>\n<li>Then restart weir."
+                : "\nThen restart weir.");
 }
 
 /* A structured-field string (RFC 9651 section 3.3.3): printable ASCII. */
