@@ -294,7 +294,7 @@ handshake_wanted(const struct conn *c)
 
     return mitm_wants(conf, name, c->target.port) &&
            !match_host(conf->except, c->target.host, c->target.port) &&
-           (c->hello.alpn == 0 || (c->hello.alpn & (ALPN_HTTP1 | ALPN_H2)));
+           (c->hello.alpn == 0 || (c->hello.alpn & ~(unsigned)ALPN_OTHER) != 0);
 }
 
 /* A ClientHello is coming: read it, see for whom it is. */

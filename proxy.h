@@ -292,7 +292,15 @@ struct h1_limits {
     int head_ms;
 };
 
-enum h1_state { H1_HEAD, H1_FIXED, H1_CHUNKED, H1_CLOSE, H1_RAW, H1_DONE };
+enum h1_state {
+    H1_HEAD,    /* of the next message */
+    H1_FIXED,   /* content: as many bytes as Content-Length says */
+    H1_CHUNKED, /* in chunks */
+    H1_CLOSE,   /* until the connection ends */
+    H1_RAW,     /* no HTTP any more */
+    H1_BROKEN,  /* framing was violated: nothing that follows counts */
+    H1_DONE,    /* the message is complete */
+};
 
 struct h1_chunks { /* where in a chunked body we are (RFC 9112 section 7.1) */
     int state;
@@ -342,7 +350,8 @@ struct origin {
     char sni[HOST_MAX + 1]; /* name for SNI and verification; "": host */
 };
 
-enum alpn { ALPN_HTTP1 = 1, ALPN_H2 = 2, ALPN_OTHER = 4 }; /* a set */
+/* A set; http/1.0 is HTTP, but nothing that a server would choose. */
+enum alpn { ALPN_HTTP1 = 1, ALPN_H2 = 2, ALPN_HTTP10 = 4, ALPN_OTHER = 8 };
 
 struct names { /* what a certificate names: "dns\0dns\0ip\0" */
     size_t len;
