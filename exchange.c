@@ -530,6 +530,18 @@ carry_content(struct exchange *x, struct upload *u)
     return why == WHY_NONE ? down->ops->flush(down, &x->fail) : why;
 }
 
+/* The final answer is here before the request's end.  Will the rest of that not
+ * be heard?  An origin that closes hears no more; and a client that was not
+ * told to continue may send its content or leave it (RFC 9110 section 10.1.1),
+ * so that nobody could tell what comes next. */
+static bool
+upload_ends_here(const struct exchange *x, struct upload *u)
+{
+    return list_has(x->res->connection, "close") ||
+           x->res->version == HTTP_10 ||
+           (x->req->expects_continue && gate_shut(u));
+}
+
 /* The final answer: head, content, trailers. */
 static enum why
 pass_answer(struct exchange *x, struct upload *u)
@@ -541,10 +553,7 @@ pass_answer(struct exchange *x, struct upload *u)
 
     if (atomic_load(&x->client->weir->draining))
         down->last = true;
-    /* RFC 9110 section 10.1.1: a client that was not told to continue may send
-     * its content or leave it; nobody could tell what comes next. */
-    if (u->started && x->req->expects_continue && !atomic_load(&u->done) &&
-        gate_shut(u))
+    if (u->started && !atomic_load(&u->done) && upload_ends_here(x, u))
         down->last = true;
     if (binds_connection(x->res, "WWW-Authenticate"))
         x->up->bound = true;

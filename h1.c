@@ -826,9 +826,10 @@ head_stopped(struct h1 *h, enum why why, struct fail *met, struct fail *f)
 /*
  * The next head (ops.read_head).
  *
- * Returns WHY_NONE; WHY_EOF before its first byte; WHY_IDLE, before the first
- * byte or within; WHY_LATE: head_ms after its first byte, or at the end's own
- * deadline; WHY_CUT: ended within; or what h1_parse_head() or end_fill() noted.
+ * Returns WHY_NONE; WHY_EOF before its first byte (noted if it was a reset by
+ * an origin: it may have heard us); WHY_IDLE, before the first byte or within;
+ * WHY_LATE: head_ms after its first byte, or at the end's own deadline;
+ * WHY_CUT: ended within; or what h1_parse_head() or end_fill() noted.
  */
 static enum why
 h1_read_head(struct http *http, struct head *head, struct fail *f)
@@ -1005,7 +1006,6 @@ chunk_pending(const struct h1 *h, struct span ahead)
  * An error that is about to be met does not count, nor does the end of the
  * connection: so all content is flushed before it is found to be cut.
  */
-
 static bool
 h1_pending(struct http *http)
 {
@@ -1013,7 +1013,7 @@ h1_pending(struct http *http)
     struct span ahead;
     size_t scanned, end;
 
-    if (!end_pending(h->end))
+    if (h->rd == H1_BROKEN || !end_pending(h->end))
         return false;
     ahead = end_ahead(h->end);
     if (ahead.len == 0)

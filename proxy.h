@@ -248,7 +248,8 @@ struct http_ops {
     /* After WHY_EOF: the trailer section, NULL if none.  Lives until the next
      * read_head. */
     const struct head *(*trailers)(struct http *);
-    /* Would read_head or read_body answer without waiting? */
+    /* Would read_head, or read_body with content or its end, answer without
+     * waiting?  If not, flush what was written, then read. */
     bool (*pending)(struct http *);
     /* Is the content read to its end? (true as well when there is none) */
     bool (*complete)(struct http *);

@@ -1491,6 +1491,12 @@ test_pending(void)
        "good content before bad");
     ok(!r.ops->pending(r.http), "what is bad is not pending");
     is_int(r.ops->read_body(r.http, &got, &r.f), WHY_PROTO, "it is met");
+    say(&r, "1\r\nx\r\n0\r\n\r\n");
+    end_fill(&r.end, END_BUF, &r.f);
+    ok(!r.ops->pending(r.http) &&
+           r.ops->read_body(r.http, &got, &r.f) == WHY_PROTO &&
+           !r.ops->complete(r.http),
+       "and nothing behind it is content");
     rig_close(&r);
 }
 
