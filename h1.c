@@ -1515,6 +1515,15 @@ h1_flush(struct http *http, struct fail *f)
 
 /* ---- the connection ----------------------------------------------------- */
 
+/* What comes has to be read past, or the answer may be lost with it (RFC 9112
+ * section 9.6). */
+static bool
+h1_unwanted(struct http *http)
+{
+    (void)http;
+    return false;
+}
+
 static bool
 h1_gone(struct http *http)
 {
@@ -1613,6 +1622,7 @@ static const struct http_ops ops = {
     .write_body = h1_write_body,
     .write_end = h1_write_end,
     .flush = h1_flush,
+    .unwanted = h1_unwanted,
     .gone = h1_gone,
     .reusable = h1_reusable,
     .abort = h1_abort,

@@ -268,7 +268,7 @@ head_put(struct head *head, struct span name, struct span value)
         head->fields = fields;
         head->cap_fields = cap;
     }
-    head->fields[head->n_fields++] = (struct field){name, value};
+    head->fields[head->n_fields++] = (struct field){name, value, false};
     return true;
 }
 
