@@ -32,11 +32,13 @@ enum {
     CALLS = 256,          /* served in a row */
     READS = 4,            /* in a row before others get their turn */
     SEND_BATCH = 65536,   /* gathered for one write */
+    GAPS = 8,             /* in the clients' identifiers, remembered */
     CONTINUATIONS = 16,   /* of one header block */
     NV_MAX = 64,          /* fields passed on without an allocation */
     CALM_MS = 10000,      /* the span that the limits of proxy.ini speak of */
     SILENT_MS = 5000,     /* an origin that said nothing for so long is asked */
     PING_MS = 3000,       /* and has so long to answer */
+    UNHEARD_MS = 200,     /* for the end of a request that was answered */
     EARN_BYTES = 512,     /* sent: the peer may send a WINDOW_UPDATE more */
     BOMB = 3,             /* times head_bytes that a head may unpack to */
 };
@@ -54,6 +56,10 @@ enum calm_kind {
 struct calm { /* a budget that fills up again in CALM_MS */
     int64_t max, left; /* in 1/CALM_MS of a frame */
     int64_t at;        /* ms */
+};
+
+struct gap { /* identifiers that the client passed over */
+    int32_t after, before;
 };
 
 struct h2 {
@@ -75,6 +81,9 @@ struct h2 {
     const char *cause; /* why; NULL: it goes on */
     bool said_goodbye;
     int n_continuations, n_refused;
+    int32_t last_id;
+    struct gap gaps[GAPS]; /* the last ones */
+    size_t n_gaps;
     uint64_t n_served;
     /* needs hub.lock */
     pthread_cond_t settled;
@@ -177,6 +186,23 @@ stream_at(struct h2 *h, int32_t id)
 
 /* ---- what comes: the library calls back --------------------------------------------- */
 
+/* RFC 9113 section 5.1.1: identifiers that were passed over are used up.  The
+ * library cannot tell them from streams that were, and lets them pass. */
+static bool
+id_in_order(struct h2 *h, int32_t id)
+{
+    if (id > h->last_id) {
+        if (id > h->last_id + 2)
+            h->gaps[h->n_gaps++ % GAPS] = (struct gap){h->last_id, id};
+        h->last_id = id;
+        return true;
+    }
+    for (size_t i = 0; i < GAPS; i++)
+        if (id > h->gaps[i].after && id < h->gaps[i].before)
+            return false;
+    return true;
+}
+
 /* RFC 9113 section 10.5: frames that cost us and ask for nothing. */
 static int
 on_begin_frame(nghttp2_session *ng, const nghttp2_frame_hd *hd, void *arg)
@@ -192,6 +218,9 @@ on_begin_frame(nghttp2_session *ng, const nghttp2_frame_hd *hd, void *arg)
                    : spend(h, CALM_EMPTY, "too many empty frames");
     case NGHTTP2_HEADERS:
         h->n_continuations = 0;
+        if (h->side == SIDE_CLIENT && !id_in_order(h, hd->stream_id))
+            return give_up(h, NGHTTP2_PROTOCOL_ERROR,
+                           "stream identifier out of order");
         return hd->length > 0 ? 0
                               : spend(h, CALM_EMPTY, "too many empty frames");
     case NGHTTP2_CONTINUATION:
@@ -492,8 +521,7 @@ on_frame_send(nghttp2_session *ng, const nghttp2_frame *frame, void *arg)
         (frame->hd.flags & NGHTTP2_FLAG_END_STREAM) &&
         (s = stream_at(h, frame->hd.stream_id)) != NULL) {
         s->local_end = true;
-        if (h->side == SIDE_CLIENT && !s->remote_end && s->seen_over)
-            reset(h, s, NGHTTP2_NO_ERROR); /* RFC 9113 section 8.1 */
+        s->moved_at = h->now;
     }
     if (frame->hd.type != NGHTTP2_RST_STREAM)
         return 0;
@@ -735,8 +763,6 @@ serve_call(struct h2 *h, struct stream *s)
 
         if (h->side == SIDE_ORIGIN && !w.unwanted)
             reset(h, s, NGHTTP2_CANCEL);
-        else if (h->side == SIDE_CLIENT && said && s->local_end)
-            reset(h, s, NGHTTP2_NO_ERROR);
         else if (h->side == SIDE_CLIENT && !said && (w.aborted || w.done))
             reset(h, s, abort_code(h, s, w.aborted ? w.why : WHY_CUT));
     }
@@ -900,6 +926,15 @@ transmit(struct h2 *h, struct fail *f)
 
 /* ---- clocks ------------------------------------------------------------------------------- */
 
+/* Our answer is complete and the request is not: nobody hears the rest.  A
+ * client that has nearly finished may do so. */
+static bool
+is_unheard(const struct h2 *h, const struct stream *s)
+{
+    return h->side == SIDE_CLIENT && s->local_end && !s->remote_end &&
+           s->seen_over && !s->closed && h->now - s->moved_at >= UNHEARD_MS;
+}
+
 /* A peer that opens no window holds our content for ever: not longer than
  * stall_ms. */
 static void
@@ -908,6 +943,8 @@ end_stalled(struct h2 *h)
     for (struct stream *s = h->all; s != NULL; s = s->next) {
         bool waits;
 
+        if (is_unheard(h, s))
+            reset(h, s, NGHTTP2_NO_ERROR); /* RFC 9113 section 8.1 */
         if (s->closed || s->local_end || h->now - s->moved_at < h->stall_ms)
             continue;
         pthread_mutex_lock(&h->hub.lock);
@@ -1184,6 +1221,7 @@ limits_init(struct h2 *h, const struct config *conf)
     h->head_ms = conf->head_s * 1000;
     h->stall_ms = conf->stall_s * 1000;
     h->max_streams = (size_t)conf->streams;
+    h->last_id = -1;
     h->peer_max = 100; /* until its SETTINGS say; RFC 9113 section 6.5.2 */
     section_init(&h->section, conf);
 }

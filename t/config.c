@@ -644,7 +644,7 @@ test_unknown(void)
          "log");
     says("[h9]\n\nstreams = 1\n",
          "t.ini:3: [h9] streams: unknown section, allowed: proxy, upstream, "
-         "tunnel, intercept, resolve, log");
+         "http2, tunnel, intercept, resolve, log");
     says("workers = 1\n[proxy]\n", "t.ini:1: [] workers: before any section, "
                                    "allowed: proxy, upstream, http2, tunnel, "
                                    "intercept, resolve, log");
