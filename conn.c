@@ -264,20 +264,24 @@ own_alpn(const struct conn *c)
 }
 
 /* What is offered to a client that believes we are the origin: what that
- * speaks, unless the settings say another.  A client that has nothing in common
- * with it gets what it can speak: we translate. */
+ * speaks, unless the settings say another.  A client that knows HTTP/2 alone
+ * gets it, whatever the origin speaks: we translate. */
 static unsigned
 mirrored_alpn(const struct conn *c, unsigned origin)
 {
-    static const unsigned both = ALPN_HTTP1 | ALPN_H2;
-    enum alpn_mode mode = c->client.conf->alpn;
-    unsigned offer = mode == ALPN_ALWAYS_H2   ? both
-                     : mode == ALPN_NEVER_H2  ? ALPN_HTTP1
-                     : (origin & ALPN_H2) ? both
-                                              : ALPN_HTTP1;
+    unsigned client = c->hello.alpn & (ALPN_HTTP1 | ALPN_H2);
 
-    return c->hello.alpn & offer ? c->hello.alpn & offer
-                                 : c->hello.alpn & both;
+    switch (c->client.conf->alpn) {
+    case ALPN_ALWAYS_H2:
+        return client;
+    case ALPN_NEVER_H2:
+        return client & ALPN_HTTP1;
+    case ALPN_MIRROR:
+        break;
+    }
+    if ((origin & ALPN_H2) || client == ALPN_H2)
+        return client;
+    return client & origin;
 }
 
 static bool

@@ -689,14 +689,14 @@ ws_note_key(struct h1 *h, const struct head *head)
     }
 }
 
-/* Client role: a key of our own for a client that has none. */
+/* Client role: a key of our own for a client whose version has none. */
 static bool
 ws_make_key(struct h1 *h, const struct head *head)
 {
     unsigned char nonce[WS_KEY];
 
     h->ws_ours = false;
-    if (!is_websocket(head) ||
+    if (head->version < HTTP_2 || !is_websocket(head) ||
         head_find(head, "Sec-WebSocket-Key", NULL) != NULL)
         return true;
     h->ws_ours = true;

@@ -352,7 +352,8 @@ sub flow_control
     {
         my $c = fresh(settings => Weir::H2::setting(4, 0));
         my $id = $c->request([ get() ]);
-        $c->put('WINDOW_UPDATE', 0, $id, pack 'N', 0x7fffffff) for 1 .. 2;
+        $c->{wire}->put($c->frame('WINDOW_UPDATE', 0, $id,
+            pack 'N', 0x7fffffff) x 2);
         resets($c, $id, '6.9.1 the window of a stream overflows',
             'FLOW_CONTROL_ERROR');
     }
