@@ -150,9 +150,9 @@ upload_run(void *arg)
     struct http *to = NULL;
     enum why why = upload_carry(u, &to);
 
+    atomic_store(&u->done, true); /* before abort() wakes the worker */
     if (why != WHY_NONE && u->fail.side == SIDE_CLIENT && to != NULL)
         to->ops->abort(to, WHY_CUT); /* the origin must see it cut, too */
-    atomic_store(&u->done, true);
     if (why != WHY_NONE && u->fail.side != SIDE_CLIENT) {
         atomic_store(&u->discard, true);
         upload_discard(u);
@@ -796,7 +796,10 @@ exchange_run(struct exchange *x)
     enum exchange_end how;
 
     x->client->n_exchanges++;
-    if (atomic_load(&x->client->weir->draining))
+    /* RFC 9112 section 9.3: a proxy keeps no connection of an HTTP/1.0 client,
+     * which cannot tell whether its Connection field was understood. */
+    if (atomic_load(&x->client->weir->draining) ||
+        (x->req->version == HTTP_10 && x->client->inside == NULL))
         x->down->last = true;
     x->took = (struct clock_marks){-1, -1, -1};
     how = serve(x);

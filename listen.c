@@ -793,7 +793,7 @@ listeners_end_all(struct listeners *ls)
 {
     pthread_mutex_lock(&ls->lock);
     for (struct conn *c = ls->live; c != NULL; c = c->next)
-        end_wake(&c->end);
+        end_stop_reading(&c->end);
     pthread_mutex_unlock(&ls->lock);
 }
 
