@@ -521,6 +521,7 @@ conn_linger(struct conn *c)
         return ST_CLOSE;
     if (why == WHY_EOF)
         fail_own(&f, SIDE_CLIENT, WHY_CUT, "read request head");
+    head_reset(&c->req); /* of the request before, perhaps */
     return refuse(c, &f);
 }
 

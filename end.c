@@ -582,10 +582,18 @@ end_consume(struct end *e, size_t n)
         e->start = 0;
 }
 
-/* Room behind the buffered bytes, growing towards cap only when full. */
+/* Room behind the buffered bytes, growing towards cap when there is none, or
+ * when the last read filled all there was: then more is waiting. */
 static bool
 buffer_room(struct end *e, size_t cap)
 {
+    if (e->filled && e->len == 0 && e->cap < cap) {
+        free(e->buf);
+        e->buf = malloc(cap);
+        e->cap = e->buf != NULL ? cap : 0;
+        e->start = 0;
+    }
+    e->filled = false;
     if (e->start > 0 && e->start + e->len == e->cap) {
         memmove(e->buf, e->buf + e->start, e->len);
         e->start = 0;
@@ -626,8 +634,10 @@ end_fill(struct end *e, size_t cap, struct fail *f)
     }
     why = layer_read(e, e->tls, e->buf + e->start + e->len,
                      e->cap - e->start - e->len, &n, f);
-    if (why == WHY_NONE)
+    if (why == WHY_NONE) {
         e->len += n;
+        e->filled = e->start == 0 && e->len == e->cap;
+    }
     return why;
 }
 
@@ -841,6 +851,35 @@ end_splice(struct end *from, struct end *to, const int pipe_fds[2], size_t max,
     return WHY_NONE;
 }
 
+/* tls_decrypt() with what all layers have in memory: a record of ours may still
+ * be wrapped in one of theirs.  AGAIN: bytes are missing. */
+static ssize_t
+decrypt_memory(struct tls *t, void *buf, size_t cap)
+{
+    for (;;) {
+        ssize_t got = tls_decrypt(t, buf, cap), below;
+        bool added;
+
+        if (got != GNUTLS_E_AGAIN || t->under == NULL)
+            return got;
+        if (t->raw.cap == 0 && !bytes_room(&t->raw, TLS_IN))
+            return got;
+        below = decrypt_memory(t->under, t->raw.at, t->raw.cap);
+        if (below <= 0) {
+            if (below != GNUTLS_E_AGAIN) { /* for the next read to meet */
+                t->under->stash = (int)below;
+                t->under->stashed = true;
+            }
+            return got;
+        }
+        pthread_mutex_lock(&t->lock);
+        added = bytes_add(&t->in, t->raw.at, (size_t)below);
+        pthread_mutex_unlock(&t->lock);
+        if (!added)
+            return GNUTLS_E_MEMORY_ERROR;
+    }
+}
+
 /*
  * end_pending - could end_fill() answer without waiting?
  *
@@ -856,8 +895,8 @@ end_pending(struct end *e)
         return e->len > 0 || e->tls != NULL;
     if (!buffer_room(e, END_BUF))
         return false;
-    got = tls_decrypt(e->tls, e->buf + e->start + e->len,
-                      e->cap - e->start - e->len);
+    got = decrypt_memory(e->tls, e->buf + e->start + e->len,
+                         e->cap - e->start - e->len);
     if (got > 0) {
         e->len += (size_t)got;
         return true;
@@ -924,6 +963,15 @@ end_wake(struct end *e)
 {
     if (e->fd >= 0)
         shutdown(e->fd, SHUT_RDWR);
+}
+
+/* Wake whoever reads, and nobody else: no FIN goes out, which an answer that
+ * ends with its connection would take for its end.  Any thread. */
+void
+end_stop_reading(struct end *e)
+{
+    if (e->fd >= 0)
+        shutdown(e->fd, SHUT_RD);
 }
 
 /* Give memory back while nothing is buffered: the end will be idle. */

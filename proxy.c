@@ -18,7 +18,6 @@
  */
 #include <errno.h>
 #include <getopt.h>
-#include <malloc.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stddef.h>
@@ -27,6 +26,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -351,9 +351,7 @@ weir_clear(struct weir *w)
     config_give(atomic_load(&w->config));
 }
 
-/* ---- signals
- * ----------------------------------------------------------------------------
- */
+/* ---- signals ------------------------------------------------------------ */
 
 static void
 signals_take(struct program *p)
@@ -608,6 +606,7 @@ main(int argc, char **argv)
     char err[ERR_MAX];
     int code;
 
+    umask(077); /* keys, logs, SSLKEYLOGFILE: for us alone */
     p.sets = calloc((size_t)argc + 1, sizeof *p.sets);
     if (p.sets == NULL) {
         fprintf(stderr, "weir: %s\n", sys_text(ENOMEM));

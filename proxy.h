@@ -180,6 +180,7 @@ struct end {
     /* the reader's alone: bytes read and not yet consumed */
     char *buf;
     size_t start, len, cap;
+    bool filled; /* by the last read, from end to end */
     int rcv_ms; /* what SO_RCVTIMEO is now */
     bool no_wait; /* set by its user: reads answer WHY_MORE, not wait */
     uint64_t n_in;
@@ -722,6 +723,7 @@ bool end_pending(struct end *); /* could be read without waiting */
 bool end_quiet(struct end *);         /* alive, and nothing unasked came */
 bool end_gone(struct end *);          /* reset, or closed both ways */
 void end_wake(struct end *);          /* any thread: shutdown(2) both ways */
+void end_stop_reading(struct end *);    /* any thread: the reader wakes */
 void end_drop_buffer(struct end *);   /* while nothing is buffered */
 enum why end_handshake(struct end *, gnutls_session_t, int64_t deadline,
                        struct fail *); /* takes the session */

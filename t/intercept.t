@@ -34,7 +34,7 @@ my @here = map { "resolve.$_=127.0.0.1:" . $o->port }
 my $w = Weir->start(set => [ @here,
     'resolve.bare.good.test=127.0.0.1:' . $bare->port,
     "upstream.upstream_ca=$certs->{ca}{cert}",
-    'intercept.sniff_ms=200', 'proxy.via=tester' ]);
+    'intercept.sniff_ms=2000', 'proxy.via=tester' ]);
 
 # A wire through weir to $target, in TLS as $sni.  Dies if weir's certificate
 # does not verify for $name.
@@ -342,6 +342,7 @@ for my $case (
 ) {
     my ($name, $set, $host, $port, $ours) = @$case;
     my $v = Weir->start(home => $w->home, set => [ @here, @$set,
+        'intercept.sniff_ms=2000',
         "upstream.upstream_ca=$certs->{ca}{cert}" ]);
     my $who = issuer($v, $host, $port);
     ok $ours ? $who ne $theirs : $who eq $theirs,

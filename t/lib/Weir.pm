@@ -232,7 +232,7 @@ sub wait_log($self, $re, $limit = LIMIT)
             return $hit;
         }, $limit);
     };
-    diag($@, 'the log is: ', $self->log) if !defined $line;
+    diag($@, 'the log ends: ', substr $self->log, -3000) if !defined $line;
     return $line // '';
 }
 
