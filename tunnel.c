@@ -25,10 +25,11 @@
 #include "proxy.h"
 
 enum {
-    SMALL_BUF = 16384,   /* on the stack; only its touched pages cost */
+    SMALL_BUF = 2048,    /* on the stack, which idle tunnels are to keep small */
     PIPE_BYTES = 262144, /* asked for; the kernel may give less */
     FULL_READS = 4,      /* in a row: bulk */
-    SHORT_READS = 64,    /* in a row below SMALL_BUF: no bulk any more */
+    SHORT_READS = 64,    /* in a row below BULK_LEAST: no bulk any more */
+    BULK_LEAST = 16384,
 };
 
 struct pump { /* one direction */
@@ -145,7 +146,7 @@ static void
 pump_judge(struct pump *p, size_t n, size_t cap)
 {
     p->full = n == cap ? p->full + 1 : 0;
-    p->shorts = n < SMALL_BUF ? p->shorts + 1 : 0;
+    p->shorts = n < BULK_LEAST ? p->shorts + 1 : 0;
 }
 
 static bool
@@ -214,22 +215,25 @@ pump_once(struct pump *p, char *buf, size_t cap)
     return why;
 }
 
-/* Bytes that were read ahead (behind a head, or while sniffing) go first. */
+/* Bytes that were read ahead (behind a head, or while sniffing) go first; then
+ * the buffer goes, since a pump has its own. */
 static enum why
 pump_ahead(struct pump *p)
 {
+    struct end *from = p->from->end;
     struct span ahead;
-    enum why why;
+    enum why why = WHY_NONE;
 
-    if (p->from->end == NULL || p->from->end->len == 0)
+    if (from == NULL)
         return WHY_NONE;
-    ahead = end_ahead(p->from->end);
-    why = side_write(p->to, ahead.at, ahead.len, &p->fail);
+    ahead = end_ahead(from);
+    if (ahead.len > 0)
+        why = side_write(p->to, ahead.at, ahead.len, &p->fail);
     if (why == WHY_NONE) {
         pump_moved(p, ahead.len);
-        end_consume(p->from->end, ahead.len);
+        end_consume(from, ahead.len);
+        end_drop_buffer(from);
     }
-    end_drop_buffer(p->from->end);
     return why;
 }
 
