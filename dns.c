@@ -234,8 +234,7 @@ resolver_ask(const char *host, struct addrinfo **list)
     return 0;
 }
 
-/* ---- names; all of it needs dns.lock
- * ----------------------------------------- */
+/* ---- names; all of it needs dns.lock ------------------------------------- */
 
 static struct name *
 name_new(const char *host)
@@ -318,8 +317,7 @@ name_answer(struct name *nm, int gai, int sys, const struct addrinfo *list)
     names_trim(dns.stop ? 0 : N_NAMES);
 }
 
-/* ---- helpers
- * ------------------------------------------------------------------ */
+/* ---- helpers ------------------------------------------------------------- */
 
 /* The next name to ask for; NULL: the helper shall end.  Needs dns.lock. */
 static struct name *
@@ -422,8 +420,7 @@ helpers_call(void)
     return n_run > 0 ? 0 : rc;
 }
 
-/* ---- asking
- * ------------------------------------------------------------------- */
+/* ---- asking -------------------------------------------------------------- */
 
 /* Have a helper ask for nm, unless that is under way.  Needs dns.lock. */
 static enum why
