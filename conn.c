@@ -214,7 +214,7 @@ log_refusal(const struct conn *c, const char *name, const struct fail *f)
 static enum conn_state
 handshake_own(struct conn *c, int64_t deadline)
 {
-    struct sockaddr_storage at;
+    struct sockaddr_storage at = {0};
     socklen_t len = sizeof at;
     char name[ADDR_MAX] = "localhost";
     struct fail f = {0};
@@ -573,6 +573,7 @@ conn_tunnel(struct conn *c)
 {
     const struct config *conf = c->client.conf;
     int64_t from_us = now_us();
+    struct tunnel_side client = {.end = &c->end}, server;
     struct fail f = {0};
 
     if (tunnel_way(c, &f) != WHY_NONE) {
@@ -582,8 +583,8 @@ conn_tunnel(struct conn *c)
     head_clear(&c->req);
     head_clear(&c->res);
     h1_clear(&c->h1);
-    tunnel_run(c->worker, c->client.weir, (struct tunnel_side){.end = &c->end},
-               (struct tunnel_side){.end = &c->up->end},
+    server = (struct tunnel_side){.end = &c->up->end};
+    tunnel_run(c->worker, c->client.weir, client, server,
                c->tunnel_idle_ms != 0 ? c->tunnel_idle_ms : conf->idle_s * 1000,
                conf->half_closed_s * 1000, &c->tunnel);
     log_tunnel(c, from_us);

@@ -243,7 +243,7 @@ name_new(const char *host)
 
     if (nm == NULL)
         return NULL;
-    strcpy(nm->host, host); /* dns_lookup() has looked at its length */
+    snprintf(nm->host, sizeof nm->host, "%s", host);
     nm->state = NAME_KNOWN; /* but not for any longer: until == 0 */
     pthread_cond_init(&nm->known, NULL);
     TAILQ_INSERT_TAIL(&dns.by_age, nm, age);
@@ -561,8 +561,8 @@ dns_forget(void)
     struct name *nm;
 
     pthread_mutex_lock(&dns.lock);
-    TAILQ_FOREACH(nm, &dns.by_age, age)
-    nm->until = 0;
+    for (nm = TAILQ_FIRST(&dns.by_age); nm != NULL; nm = TAILQ_NEXT(nm, age))
+        nm->until = 0;
     names_trim(0);
     pthread_mutex_unlock(&dns.lock);
 }

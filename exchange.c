@@ -50,6 +50,44 @@ struct upload {
     struct fail fail;
 };
 
+/* ---- bulk ---------------------------------------------------------------- */
+
+/*
+ * Bulk between two plain sockets does not come up to us: splice(2).  Moves all
+ * it can of `from`'s content; WHY_MORE: not possible, or not worth it, here.
+ * What the codecs have buffered must have been read, and flushed, before.
+ */
+static enum why
+splice_content(struct http *from, struct http *to, atomic_llong *moved_at,
+               struct fail *f)
+{
+    uint64_t left = 0;
+    struct end *in = from->ops->raw_in(from, &left);
+    struct end *out = in != NULL ? to->ops->raw_out(to) : NULL;
+    int fds[2];
+    enum why why = WHY_NONE;
+
+    if (out == NULL || left < SPLICE_FROM || pipe2(fds, O_CLOEXEC) != 0)
+        return WHY_MORE;
+    (void)fcntl(fds[1], F_SETPIPE_SZ, SPLICE_BYTES); /* else its default */
+    while (left > 0 && why == WHY_NONE) {
+        size_t n = left < SPLICE_BYTES ? (size_t)left : SPLICE_BYTES;
+
+        why = end_splice(in, out, fds, n, &n, f);
+        if (why == WHY_NONE) {
+            from->ops->raw_moved(from, n, 0);
+            to->ops->raw_moved(to, 0, n);
+            atomic_store(moved_at, now_ms());
+            if (left != UINT64_MAX)
+                left -= n;
+        }
+    }
+    close(fds[0]);
+    close(fds[1]);
+    /* The codec knows whether this end of input is the content's, too. */
+    return why == WHY_EOF ? WHY_NONE : why;
+}
+
 /* ---- the request's content ----------------------------------------------- */
 
 static struct http *
@@ -103,10 +141,15 @@ upload_carry(struct upload *u, struct http **to)
     for (;;) {
         struct span got;
 
-        if (*to != NULL && !from->ops->pending(from) &&
-            (why = (*to)->ops->flush(*to, &u->fail)) != WHY_NONE)
-            return why;
-        why = from->ops->read_body(from, &got, &u->fail);
+        why = WHY_MORE;
+        if (*to != NULL && !from->ops->complete(from) &&
+            !from->ops->pending(from)) {
+            if ((why = (*to)->ops->flush(*to, &u->fail)) != WHY_NONE)
+                return why;
+            why = splice_content(from, *to, &u->moved_at, &u->fail);
+        }
+        if (why == WHY_MORE || why == WHY_NONE)
+            why = from->ops->read_body(from, &got, &u->fail);
         if (why == WHY_IDLE && u->fail.side == SIDE_CLIENT &&
             now_ms() - atomic_load(&u->moved_at) < idle_ms) {
             u->fail = (struct fail){0}; /* the answer is moving meanwhile */
@@ -462,38 +505,6 @@ pass_interim(struct exchange *x, struct upload *u)
     return WHY_NONE;
 }
 
-/* Bulk between two plain sockets does not come up to us: splice(2).  Moves
- * what it can; WHY_MORE: not possible here. */
-static enum why
-splice_content(struct exchange *x)
-{
-    struct http *up = x->up->http, *down = x->down;
-    uint64_t left = 0;
-    struct end *from = up->ops->raw_in(up, &left);
-    struct end *to = from != NULL ? down->ops->raw_out(down) : NULL;
-    int fds[2];
-    enum why why = WHY_NONE;
-
-    if (to == NULL || left < SPLICE_FROM || pipe2(fds, O_CLOEXEC) != 0)
-        return WHY_MORE;
-    (void)fcntl(fds[1], F_SETPIPE_SZ, SPLICE_BYTES); /* else its default */
-    while (left > 0 && why == WHY_NONE) {
-        size_t n = left < SPLICE_BYTES ? (size_t)left : SPLICE_BYTES;
-
-        why = end_splice(from, to, fds, n, &n, &x->fail);
-        if (why == WHY_NONE) {
-            up->ops->raw_moved(up, n, 0);
-            down->ops->raw_moved(down, 0, n);
-            if (left != UINT64_MAX)
-                left -= n;
-        }
-    }
-    close(fds[0]);
-    close(fds[1]);
-    /* The codec knows whether this end of input is the content's, too. */
-    return why == WHY_EOF ? WHY_NONE : why;
-}
-
 /* The content, as it comes: whatever is there goes on before we wait. */
 static enum why
 carry_content(struct exchange *x, struct upload *u)
@@ -507,7 +518,7 @@ carry_content(struct exchange *x, struct upload *u)
         if (!up->ops->complete(up) && !up->ops->pending(up)) {
             if ((why = down->ops->flush(down, &x->fail)) != WHY_NONE)
                 return why;
-            why = splice_content(x);
+            why = splice_content(up, down, &u->moved_at, &x->fail);
             if (why != WHY_NONE && why != WHY_MORE)
                 return why;
         }

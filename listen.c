@@ -546,10 +546,14 @@ close_all(struct listeners *ls)
     ls->paused = false;
     for (c = parked_take(ls, INT64_MAX); c != NULL; c = next) {
         next = c->parked_next;
-        if (has_news(c))
+        if (has_news(c)) {
+            /* Still armed: epoll would hand it over a second time. */
+            epoll_ctl(ls->epoll_fd, EPOLL_CTL_DEL, c->end.fd, NULL);
+            c->epoll_fd = -1;
             hand_over(ls, c);
-        else
+        } else {
             dismiss(ls, c);
+        }
     }
     pthread_mutex_lock(&ls->lock);
     ls->closed = true;
