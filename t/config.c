@@ -237,8 +237,7 @@ test_uncommented(const char *ini)
     config_give(preset);
 }
 
-/* ---- values
- * ------------------------------------------------------------------ */
+/* ---- values -------------------------------------------------------------- */
 
 static void
 test_defaults(void)
@@ -619,8 +618,7 @@ test_resolve(void)
          "name");
 }
 
-/* ---- the file
- * ------------------------------------------------------------------ */
+/* ---- the file ------------------------------------------------------------ */
 
 static void
 test_unknown(void)
@@ -753,8 +751,7 @@ test_no_file(void)
     is_str(err, "", "a message fits into one byte");
 }
 
-/* ---- the command line
- * ------------------------------------------------------------ */
+/* ---- the command line ---------------------------------------------------- */
 
 static void
 test_sets(void)
@@ -820,8 +817,7 @@ test_set_mistakes(void)
            "a mistake in the file stays one");
 }
 
-/* ---- which file
- * -------------------------------------------------------------------- */
+/* ---- which file ---------------------------------------------------------- */
 
 static void
 test_find(const char *dir)
@@ -863,8 +859,7 @@ test_find(const char *dir)
        "a path that does not fit is not there");
 }
 
-/* ---- the current one
- * ----------------------------------------------------------------- */
+/* ---- the current one ----------------------------------------------------- */
 
 static struct weir weir;
 static atomic_bool done;

@@ -23,8 +23,7 @@ enum { LIMIT_MS = 20000 };
 
 static const char request[] = "HEAD / HTTP/1.1\r\nHost: weir.invalid\r\n\r\n";
 
-/* ---- a weir, and its clients
- * --------------------------------------------------- */
+/* ---- a weir, and its clients --------------------------------------------- */
 
 static const char *dir;
 
@@ -153,8 +152,7 @@ idle_is(struct weir *w, size_t n)
     return pool_idle(w->conns) == n;
 }
 
-/* ---- listening
- * ------------------------------------------------------------------ */
+/* ---- listening ----------------------------------------------------------- */
 
 static void
 test_addresses(void)
@@ -282,8 +280,7 @@ test_taken(void)
                     "an address that is not ours");
 }
 
-/* ---- the life of a connection
- * ------------------------------------------------------ */
+/* ---- the life of a connection -------------------------------------------- */
 
 static void
 test_serve_and_drain(void)
@@ -368,8 +365,7 @@ test_refused(void)
     weir_close(&w);
 }
 
-/* ---- many at once
- * ------------------------------------------------------------------- */
+/* ---- many at once -------------------------------------------------------- */
 
 static void *
 many_main(void *arg)
