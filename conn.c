@@ -29,9 +29,9 @@ enum {
     FIRST_LINE_MAX = 8192, /* of what may be HTTP behind a CONNECT */
 };
 
-/* ---- waiting and parking ----------------------------------------------------------- */
+/* ---- waiting and parking ------------------------------------------------ */
 
-/* Give the worker back until the client sends something, or until `until_ms`. */
+/* Give the worker back until the client sends something, or `until_ms`. */
 static enum conn_state
 park(struct conn *c, enum conn_state resume, int64_t until_ms)
 {
@@ -63,7 +63,7 @@ goodbye(struct conn *c, const struct fail *f)
     return ST_CLOSE;
 }
 
-/* ---- detect -------------------------------------------------------------------------- */
+/* ---- detect ------------------------------------------------------------- */
 
 enum speaks {
     SPEAKS_UNCLEAR,
@@ -118,7 +118,7 @@ speaks_what(struct span s)
     if (s.len == 0)
         return SPEAKS_UNCLEAR;
     if (s.at[0] == 0x16) /* a TLS handshake record, RFC 8446 section 5.1 */
-        return s.len == 1    ? SPEAKS_UNCLEAR
+        return s.len == 1     ? SPEAKS_UNCLEAR
                : s.at[1] == 3 ? SPEAKS_TLS
                               : SPEAKS_OTHER;
     return speaks_line(s);
@@ -131,9 +131,9 @@ static enum why
 sniff_more(struct conn *c, int64_t *until_ms, struct fail *f)
 {
     struct end *server = c->up != NULL ? &c->up->end : NULL;
-    struct pollfd p[2] = {{.fd = c->end.fd, .events = POLLIN},
-                          {.fd = server != NULL ? server->fd : -1,
-                           .events = POLLIN | POLLRDHUP}};
+    struct pollfd p[2] = {
+        {.fd = c->end.fd, .events = POLLIN},
+        {.fd = server != NULL ? server->fd : -1, .events = POLLIN | POLLRDHUP}};
     int64_t now = now_ms(), deadline = c->end.deadline;
     enum why why;
 
@@ -239,7 +239,7 @@ conn_detect(struct conn *c)
     return ST_REQUEST;
 }
 
-/* ---- handshake ------------------------------------------------------------------------- */
+/* ---- handshake ---------------------------------------------------------- */
 
 /* A client refused our certificate: say how to leave its host alone. */
 static void
@@ -258,9 +258,9 @@ log_refusal(const struct conn *c, const char *name, const struct fail *f)
 static unsigned
 own_alpn(const struct conn *c)
 {
-    return c->hello.alpn & (c->client.conf->alpn == ALPN_NEVER_H2
-                                ? ALPN_HTTP1
-                                : ALPN_HTTP1 | ALPN_H2);
+    return c->hello.alpn &
+           (c->client.conf->alpn == ALPN_NEVER_H2 ? ALPN_HTTP1
+                                                  : ALPN_HTTP1 | ALPN_H2);
 }
 
 /* What is offered to a client that believes we are the origin: what that
@@ -298,7 +298,7 @@ chose_h2(const struct conn *c)
 static enum conn_state
 handshake_own(struct conn *c, int64_t deadline)
 {
-    struct sockaddr_storage at;
+    struct sockaddr_storage at = {0};
     socklen_t len = sizeof at;
     char name[ADDR_MAX] = "localhost";
     struct fail f = {0};
@@ -378,15 +378,14 @@ handshake_intercept(struct conn *c, int64_t deadline)
     return ST_DETECT;
 }
 
-/* Is this TLS ours to look into?  The name that the client wants to see decides,
- * but an exception for where it connects counts as well.  A client that offers
- * protocols, and none of them HTTP, has no use for a proxy of HTTP. */
+/* Is this TLS ours to look into?  The name that the client wants to see
+ * decides, but an exception for where it connects counts as well.  A client
+ * that offers protocols, none of them HTTP, has no use for a proxy of HTTP. */
 static bool
 handshake_wanted(const struct conn *c)
 {
     const struct config *conf = c->client.conf;
-    const char *name =
-        c->hello.sni[0] != '\0' ? c->hello.sni : c->target.host;
+    const char *name = c->hello.sni[0] != '\0' ? c->hello.sni : c->target.host;
 
     return mitm_wants(conf, name, c->target.port) &&
            !match_host(conf->except, c->target.host, c->target.port) &&
@@ -424,7 +423,7 @@ conn_handshake(struct conn *c)
     return ST_TUNNEL;
 }
 
-/* ---- request, linger -------------------------------------------------------------------- */
+/* ---- request, linger ---------------------------------------------------- */
 
 /* The settings may have been read anew since the last request. */
 static void
@@ -441,13 +440,17 @@ refresh_config(struct conn *c)
 static void
 exchange_begin(struct conn *c, struct exchange *x)
 {
-    *x = (struct exchange){.client = &c->client, .worker = c->worker,
-                           .down = &c->h1.http, .req = &c->req,
-                           .res = &c->res, .up = c->up, .begun_us = now_us()};
+    *x = (struct exchange){.client = &c->client,
+                           .worker = c->worker,
+                           .down = &c->h1.http,
+                           .req = &c->req,
+                           .res = &c->res,
+                           .up = c->up,
+                           .begun_us = now_us()};
     c->up = NULL;
 }
 
-/* What came is no request, or a CONNECT that leads nowhere: answer and close. */
+/* What came is no request, or a CONNECT that leads nowhere: answer, close. */
 static enum conn_state
 refuse(struct conn *c, const struct fail *f)
 {
@@ -468,8 +471,7 @@ request_connect(struct conn *c)
     bool ourselves = false;
     struct fail f = {0};
 
-    if (head_route(&c->req, &c->client, &c->target, &ourselves, &f) !=
-        WHY_NONE)
+    if (head_route(&c->req, &c->client, &c->target, &ourselves, &f) != WHY_NONE)
         return refuse(c, &f);
     c->client.own_name = strcmp(c->target.host, WEIR_HOST) == 0;
     c->spoke = "connect";
@@ -525,7 +527,7 @@ conn_linger(struct conn *c)
     return refuse(c, &f);
 }
 
-/* ---- dial: the target of a CONNECT ---------------------------------------------------------- */
+/* ---- dial: the target of a CONNECT -------------------------------------- */
 
 /* Success, in the words of RFC 9110 section 9.3.6: no length, no coding. */
 static enum why
@@ -567,8 +569,7 @@ conn_dial(struct conn *c)
         c->up = NULL;
     }
     /* An idle connection to the same origin proves as much as a new one. */
-    if (!c->client.own_name &&
-        !(wanted && upstream_has(&c->client, &https)) &&
+    if (!c->client.own_name && !(wanted && upstream_has(&c->client, &https)) &&
         (c->up = upstream_dial(&c->client, &c->target, &f)) == NULL)
         return refuse(c, &f);
     if (answer_connect(c, &f) != WHY_NONE)
@@ -582,7 +583,7 @@ conn_dial(struct conn *c)
     return ST_DETECT;
 }
 
-/* ---- exchange --------------------------------------------------------------------------------- */
+/* ---- exchange ----------------------------------------------------------- */
 
 /* One exchange; afterwards another may follow, or a tunnel. */
 static enum conn_state
@@ -612,7 +613,7 @@ conn_exchange(struct conn *c)
     return ST_CLOSE;
 }
 
-/* ---- session --------------------------------------------------------------------------------- */
+/* ---- session ------------------------------------------------------------ */
 
 /* A request has come on a stream: another pool serves it. */
 static bool
@@ -636,8 +637,10 @@ static enum conn_state
 conn_session(struct conn *c)
 {
     const struct config *conf = c->client.conf;
-    struct h2_user user = {.weir = c->client.weir, .begin = session_begin,
-                           .arg = c, .id = c->client.id};
+    struct h2_user user = {.weir = c->client.weir,
+                           .begin = session_begin,
+                           .arg = c,
+                           .id = c->client.id};
     struct fail f = {0};
     enum why why;
 
@@ -666,7 +669,8 @@ conn_session(struct conn *c)
     return goodbye(c, &f);
 }
 
-/* ---- tunnel ------------------------------------------------------------------------------------ */
+/* ---- tunnel ------------------------------------------------------------- */
+/* ---- tunnel ------------------------------------------------------------- */
 
 /* The way that goes with what the client has: TLS if it was intercepted. */
 static enum why
@@ -693,6 +697,7 @@ conn_tunnel(struct conn *c)
 {
     const struct config *conf = c->client.conf;
     int64_t from_us = now_us();
+    struct tunnel_side client = {.end = &c->end}, server;
     struct fail f = {0};
 
     if (tunnel_way(c, &f) != WHY_NONE) {
@@ -702,9 +707,9 @@ conn_tunnel(struct conn *c)
     head_clear(&c->req);
     head_clear(&c->res);
     h1_clear(&c->h1);
-    tunnel_run(c->worker, c->client.weir, (struct tunnel_side){.end = &c->end},
-               c->switched ? upstream_side(c->up)
-                           : (struct tunnel_side){.end = &c->up->end},
+    server = c->switched ? upstream_side(c->up)
+                         : (struct tunnel_side){.end = &c->up->end};
+    tunnel_run(c->worker, c->client.weir, client, server,
                c->tunnel_idle_ms != 0 ? c->tunnel_idle_ms : conf->idle_s * 1000,
                conf->half_closed_s * 1000, &c->tunnel);
     tunnel_log(&c->client, c->up, &c->tunnel, from_us);
@@ -715,7 +720,7 @@ conn_tunnel(struct conn *c)
     return ST_CLOSE;
 }
 
-/* ---- close -------------------------------------------------------------------------------------- */
+/* ---- close -------------------------------------------------------------- */
 
 /* Finish our direction and let the client finish its own: closing with bytes
  * unread would reset it while it still reads our answer (RFC 9112 section
@@ -764,7 +769,7 @@ conn_close(struct conn *c)
     return ST_DONE;
 }
 
-/* ---- the life ------------------------------------------------------------------------------------- */
+/* ---- the life ----------------------------------------------------------- */
 
 static const struct step {
     const char *name;
@@ -774,7 +779,7 @@ static const struct step {
     [ST_HANDSHAKE] = {"handshake", conn_handshake}, /* TLS, as whom? */
     [ST_REQUEST] = {"request", conn_request},       /* one head, complete */
     [ST_DIAL] = {"dial", conn_dial},                /* a CONNECT's target */
-    [ST_EXCHANGE] = {"exchange", conn_exchange},    /* request up, answer down */
+    [ST_EXCHANGE] = {"exchange", conn_exchange},    /* request, answer */
     [ST_SESSION] = {"session", conn_session},       /* HTTP/2, its owner */
     [ST_TUNNEL] = {"tunnel", conn_tunnel},          /* opaque, to the end */
     [ST_LINGER] = {"linger", conn_linger},          /* for more, or park */

@@ -18,11 +18,11 @@
 #include "proxy.h"
 
 enum {
-    FIELD_COST = 32, /* RFC 9113 section 6.5.2, beside name and value */
+    FIELD_COST = 32,    /* RFC 9113 section 6.5.2, beside name and value */
     SECRET_COOKIE = 20, /* shorter ones could be guessed: RFC 7541 7.1.3 */
 };
 
-/* ---- receiving --------------------------------------------------------------- */
+/* ---- receiving ---------------------------------------------------------- */
 
 void
 section_init(struct section *s, const struct config *conf)
@@ -71,8 +71,7 @@ pseudo_of(struct section *s, struct span name)
 
 /* One more field, copied.  Over a ceiling it is counted and dropped. */
 void
-section_add(struct section *s, struct span name, struct span value,
-            bool secret)
+section_add(struct section *s, struct span name, struct span value, bool secret)
 {
     struct span *pseudo = NULL;
 
@@ -236,7 +235,8 @@ judge_connect(struct section *s, struct fail *f)
     return WHY_NONE;
 }
 
-/* The target, as an absolute URI: what every way of finding its origin knows. */
+/* The target, as an absolute URI: what every way of finding its origin knows.
+ */
 static enum why
 judge_target(struct section *s, struct fail *f)
 {
@@ -279,8 +279,7 @@ judge_target(struct section *s, struct fail *f)
  * WHY_BUSY: out of memory.
  */
 enum why
-section_request(struct section *s, bool ends, struct head *head,
-                struct fail *f)
+section_request(struct section *s, bool ends, struct head *head, struct fail *f)
 {
     enum why why = judge_fields(s, SIDE_CLIENT, ends, f);
 
@@ -350,7 +349,7 @@ section_tail(struct section *s, struct head *head)
     head->version = HTTP_2;
 }
 
-/* ---- sending -------------------------------------------------------------------- */
+/* ---- sending ------------------------------------------------------------ */
 
 struct packing {
     struct packed *p;

@@ -678,9 +678,8 @@ is_websocket(const struct head *head)
 static void
 ws_note_key(struct h1 *h, const struct head *head)
 {
-    const struct field *key = is_websocket(head)
-                                  ? head_find(head, "Sec-WebSocket-Key", NULL)
-                                  : NULL;
+    const struct field *key =
+        is_websocket(head) ? head_find(head, "Sec-WebSocket-Key", NULL) : NULL;
 
     h->ws_key[0] = '\0';
     if (key != NULL && key->value.len < sizeof h->ws_key) {

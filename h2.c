@@ -28,19 +28,19 @@
 #include "proxy.h"
 
 enum {
-    TICK_MS = 500,        /* how often clocks and flags are looked at */
-    CALLS = 256,          /* served in a row */
-    READS = 4,            /* in a row before others get their turn */
-    SEND_BATCH = 65536,   /* gathered for one write */
-    GAPS = 8,             /* in the clients' identifiers, remembered */
-    CONTINUATIONS = 16,   /* of one header block */
-    NV_MAX = 64,          /* fields passed on without an allocation */
-    CALM_MS = 10000,      /* the span that the limits of proxy.ini speak of */
-    SILENT_MS = 5000,     /* an origin that said nothing for so long is asked */
-    PING_MS = 3000,       /* and has so long to answer */
-    UNHEARD_MS = 200,     /* for the end of a request that was answered */
-    EARN_BYTES = 512,     /* sent: the peer may send a WINDOW_UPDATE more */
-    BOMB = 3,             /* times head_bytes that a head may unpack to */
+    TICK_MS = 500,      /* how often clocks and flags are looked at */
+    CALLS = 256,        /* served in a row */
+    READS = 4,          /* in a row before others get their turn */
+    SEND_BATCH = 65536, /* gathered for one write */
+    GAPS = 8,           /* in the clients' identifiers, remembered */
+    CONTINUATIONS = 16, /* of one header block */
+    NV_MAX = 64,        /* fields passed on without an allocation */
+    CALM_MS = 10000,    /* the span that the limits of proxy.ini speak of */
+    SILENT_MS = 5000,   /* an origin that said nothing for so long is asked */
+    PING_MS = 3000,     /* and has so long to answer */
+    UNHEARD_MS = 200,   /* for the end of a request that was answered */
+    EARN_BYTES = 512,   /* sent: the peer may send a WINDOW_UPDATE more */
+    BOMB = 3,           /* times head_bytes that a head may unpack to */
 };
 
 enum calm_kind {
@@ -53,7 +53,7 @@ enum calm_kind {
     CALM_KINDS
 };
 
-struct calm { /* a budget that fills up again in CALM_MS */
+struct calm {          /* a budget that fills up again in CALM_MS */
     int64_t max, left; /* in 1/CALM_MS of a frame */
     int64_t at;        /* ms */
 };
@@ -92,7 +92,7 @@ struct h2 {
     bool used;
 };
 
-/* ---- keeping calm ------------------------------------------------------------ */
+/* ---- keeping calm ------------------------------------------------------- */
 
 static void
 calm_init(struct calm *c, int max, int64_t now)
@@ -137,7 +137,7 @@ spend(struct h2 *h, enum calm_kind kind, const char *cause)
     return give_up(h, NGHTTP2_ENHANCE_YOUR_CALM, cause);
 }
 
-/* ---- the owner's list of streams ------------------------------------------------ */
+/* ---- the owner's list of streams ---------------------------------------- */
 
 static void
 list_add(struct h2 *h, struct stream *s)
@@ -184,7 +184,7 @@ stream_at(struct h2 *h, int32_t id)
     return nghttp2_session_get_stream_user_data(h->ng, id);
 }
 
-/* ---- what comes: the library calls back --------------------------------------------- */
+/* ---- what comes: the library calls back --------------------------------- */
 
 /* RFC 9113 section 5.1.1: identifiers that were passed over are used up.  The
  * library cannot tell them from streams that were, and lets them pass. */
@@ -270,7 +270,8 @@ on_header(nghttp2_session *ng, const nghttp2_frame *frame, const uint8_t *name,
                 flags & NGHTTP2_NV_FLAG_NO_INDEX);
     /* A few bytes can unpack to megabytes (RFC 7541 section 7.3). */
     if (h->section.bytes > BOMB * h->section.max_bytes)
-        return give_up(h, NGHTTP2_ENHANCE_YOUR_CALM, "head unpacks to too much");
+        return give_up(h, NGHTTP2_ENHANCE_YOUR_CALM,
+                       "head unpacks to too much");
     return 0;
 }
 
@@ -551,15 +552,14 @@ nv_of(const struct packed *p, nghttp2_nv few[NV_MAX])
     nghttp2_nv *nv = p->n <= NV_MAX ? few : calloc(p->n, sizeof *nv);
 
     for (size_t i = 0; nv != NULL && i < p->n; i++)
-        nv[i] = (nghttp2_nv){(uint8_t *)p->at[i].name.at,
-                             (uint8_t *)p->at[i].value.at, p->at[i].name.len,
-                             p->at[i].value.len,
-                             p->at[i].secret ? NGHTTP2_NV_FLAG_NO_INDEX
-                                             : NGHTTP2_NV_FLAG_NONE};
+        nv[i] = (nghttp2_nv){
+            (uint8_t *)p->at[i].name.at, (uint8_t *)p->at[i].value.at,
+            p->at[i].name.len, p->at[i].value.len,
+            p->at[i].secret ? NGHTTP2_NV_FLAG_NO_INDEX : NGHTTP2_NV_FLAG_NONE};
     return nv;
 }
 
-/* ---- what goes: content, when the library asks for it ----------------------------------- */
+/* ---- what goes: content, when the library asks for it ------------------- */
 
 static ssize_t
 read_content(nghttp2_session *ng, int32_t id, uint8_t *buf, size_t max,
@@ -622,7 +622,7 @@ send_content(nghttp2_session *ng, nghttp2_frame *frame, const uint8_t *hd,
     return good ? 0 : NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
 }
 
-/* ---- what goes: heads, and all else that a user calls for ---------------------------------- */
+/* ---- what goes: heads, and all else that a user calls for --------------- */
 
 static void
 send_head(struct h2 *h, struct stream *s, const struct packed *p, bool ends)
@@ -667,9 +667,9 @@ wants_of(struct stream *s)
     struct wants w;
 
     pthread_mutex_lock(&s->hub->lock);
-    w = (struct wants){s->out_heads,          s->out.len > 0, s->out_end,
-                       s->out_tail != NULL,   s->aborted,     s->done,
-                       s->unwanted,           s->abort_why};
+    w = (struct wants){s->out_heads,        s->out.len > 0, s->out_end,
+                       s->out_tail != NULL, s->aborted,     s->done,
+                       s->unwanted,         s->abort_why};
     s->out_heads = NULL;
     pthread_mutex_unlock(&s->hub->lock);
     return w;
@@ -814,9 +814,10 @@ begin_fresh(struct h2 *h)
     }
 }
 
-/* ---- the socket ------------------------------------------------------------------------- */
+/* ---- the socket --------------------------------------------------------- */
 
-/* What ended the library's interest in more bytes, as a code of the protocol. */
+/* What ended the library's interest in more bytes, as a code of the protocol.
+ */
 static void
 judge_library(struct h2 *h, int rc)
 {
@@ -906,8 +907,8 @@ transmit(struct h2 *h, struct fail *f)
     size_t n;
 
     while (why == WHY_NONE && (end_unsent(h->end) || gather(h))) {
-        why = end_try_write(h->end, h->out.at + h->out.start, h->out.len, &n,
-                            f);
+        why =
+            end_try_write(h->end, h->out.at + h->out.start, h->out.len, &n, f);
         if (why != WHY_NONE)
             break;
         h->out.start += n;
@@ -924,7 +925,7 @@ transmit(struct h2 *h, struct fail *f)
     return why;
 }
 
-/* ---- clocks ------------------------------------------------------------------------------- */
+/* ---- clocks ------------------------------------------------------------- */
 
 /* Our answer is complete and the request is not: nobody hears the rest.  A
  * client that has nearly finished may do so. */
@@ -964,10 +965,9 @@ say_goodbye(struct h2 *h)
     h->said_goodbye = true;
     leave(h);
     if (h->side == SIDE_CLIENT)
-        nghttp2_submit_goaway(
-            h->ng, NGHTTP2_FLAG_NONE,
-            nghttp2_session_get_last_proc_stream_id(h->ng), NGHTTP2_NO_ERROR,
-            NULL, 0);
+        nghttp2_submit_goaway(h->ng, NGHTTP2_FLAG_NONE,
+                              nghttp2_session_get_last_proc_stream_id(h->ng),
+                              NGHTTP2_NO_ERROR, NULL, 0);
 }
 
 static bool
@@ -1010,7 +1010,7 @@ idle_since(struct h2 *h)
     return h->idle_from;
 }
 
-/* ---- the session's life --------------------------------------------------------------------- */
+/* ---- the session's life ------------------------------------------------- */
 
 /* Wait for the socket, for a stream's call, or for `ms`. */
 static void
@@ -1127,7 +1127,7 @@ turn(struct h2 *h, int linger_ms, struct fail *f)
     return WHY_NONE;
 }
 
-/* ---- public ------------------------------------------------------------------------------------ */
+/* ---- public ------------------------------------------------------------- */
 
 static nghttp2_session_callbacks *
 callbacks_new(void)
@@ -1140,8 +1140,8 @@ callbacks_new(void)
     nghttp2_session_callbacks_set_on_begin_headers_callback(c,
                                                             on_begin_headers);
     nghttp2_session_callbacks_set_on_header_callback(c, on_header);
-    nghttp2_session_callbacks_set_on_invalid_header_callback(
-        c, on_invalid_header);
+    nghttp2_session_callbacks_set_on_invalid_header_callback(c,
+                                                             on_invalid_header);
     nghttp2_session_callbacks_set_on_frame_recv_callback(c, on_frame_recv);
     nghttp2_session_callbacks_set_on_data_chunk_recv_callback(c, on_data);
     nghttp2_session_callbacks_set_on_stream_close_callback(c, on_stream_close);
@@ -1207,12 +1207,9 @@ static void
 limits_init(struct h2 *h, const struct config *conf)
 {
     const int max[CALM_KINDS] = {
-        [CALM_RESETS] = conf->resets,
-        [CALM_SETTINGS] = conf->settings,
-        [CALM_PINGS] = conf->pings,
-        [CALM_EMPTY] = conf->empty_frames,
-        [CALM_PRIORITIES] = conf->priorities,
-        [CALM_UPDATES] = conf->updates,
+        [CALM_RESETS] = conf->resets,         [CALM_SETTINGS] = conf->settings,
+        [CALM_PINGS] = conf->pings,           [CALM_EMPTY] = conf->empty_frames,
+        [CALM_PRIORITIES] = conf->priorities, [CALM_UPDATES] = conf->updates,
     };
 
     for (int i = 0; i < CALM_KINDS; i++)

@@ -272,8 +272,7 @@ wake(const struct listeners *ls)
     (void)put;
 }
 
-/* ---- the lists: all live connections, the parked among them
- * ------------------ */
+/* ---- the lists: all live connections, the parked among them -------------- */
 
 static void
 live_add(struct listeners *ls, struct conn *c)
@@ -359,8 +358,7 @@ park(struct listeners *ls, struct conn *c)
     return parked;
 }
 
-/* ---- the accept thread
- * --------------------------------------------------------- */
+/* ---- the accept thread --------------------------------------------------- */
 
 /* No worker is free for this request. */
 static void
@@ -631,8 +629,7 @@ accept_main(void *arg)
     return NULL;
 }
 
-/* ---- public
- * ----------------------------------------------------------------------- */
+/* ---- public -------------------------------------------------------------- */
 
 /*
  * listeners_new - open what conf->listen names; nobody is accepted yet.

@@ -51,8 +51,7 @@ struct program {
     char found[PATH_LEN];
 };
 
-/* ---- the command line
- * --------------------------------------------------------- */
+/* ---- the command line ---------------------------------------------------- */
 
 static void
 usage(FILE *to)
@@ -152,8 +151,7 @@ options_read(struct program *p, int argc, char **argv)
     return -1;
 }
 
-/* ---- systemd
- * -------------------------------------------------------------------- */
+/* ---- systemd ------------------------------------------------------------- */
 
 /*
  * Tell the service manager, if there is one, how we are.
@@ -186,8 +184,7 @@ notify(const char *state)
         close(fd);
 }
 
-/* ---- what is printed at the start
- * ------------------------------------------------- */
+/* ---- what is printed at the start ---------------------------------------- */
 
 static bool
 is_loopback(const struct listener_conf *l)
@@ -269,8 +266,7 @@ banner(const struct weir *w, const struct config *conf)
     fflush(stdout);
 }
 
-/* ---- start and end
- * ------------------------------------------------------------------ */
+/* ---- start and end ------------------------------------------------------- */
 
 static void
 via_make(struct weir *w, const struct config *conf)
@@ -391,9 +387,7 @@ signal_again(const struct program *p)
     return false;
 }
 
-/* ---- HUP
- * ---------------------------------------------------------------------------------
- */
+/* ---- HUP ----------------------------------------------------------------- */
 
 static bool
 same_text(const char *a, const char *b)
@@ -503,9 +497,7 @@ reload(struct program *p)
     notify("READY=1");
 }
 
-/* ---- drain
- * ---------------------------------------------------------------------------------
- */
+/* ---- drain --------------------------------------------------------------- */
 
 /* Let what is in flight finish, within grace_s.  True: all did. */
 static bool
@@ -563,9 +555,7 @@ serve(struct program *p)
     _exit(EXIT_SUCCESS); /* their threads still use what we would free */
 }
 
-/* ---- main
- * ------------------------------------------------------------------------------------
- */
+/* ---- main ---------------------------------------------------------------- */
 
 /* Start, serve, end.  Returns the exit code. */
 static int

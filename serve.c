@@ -73,7 +73,7 @@ say_state(const struct served *v, const char *state)
                 (long long)v->stream->id, state);
 }
 
-/* ---- CONNECT --------------------------------------------------------------- */
+/* ---- CONNECT ------------------------------------------------------------ */
 
 /* Bytes both ways until both directions have ended. */
 static void
@@ -84,8 +84,9 @@ tunnel(struct served *v, struct worker *w, struct tunnel_side to, int idle_ms,
     int64_t from_us = now_us();
 
     say_state(v, "tunnel");
-    tunnel_run(w, v->client.weir, (struct tunnel_side){.http = &v->stream->http},
-               to, idle_ms, v->client.conf->half_closed_s * 1000, &r);
+    tunnel_run(w, v->client.weir,
+               (struct tunnel_side){.http = &v->stream->http}, to, idle_ms,
+               v->client.conf->half_closed_s * 1000, &r);
     if (up != NULL)
         tunnel_log(&v->client, up, &r, from_us);
 }
@@ -166,7 +167,7 @@ serve_connect(struct served *v, struct exchange *x)
     }
 }
 
-/* ---- requests ---------------------------------------------------------------- */
+/* ---- requests ----------------------------------------------------------- */
 
 static void
 serve_request(struct served *v, struct exchange *x)
@@ -193,8 +194,12 @@ serve_stream(void *job, struct worker *w)
     struct served *v = job;
     struct http *down = &v->stream->http;
     struct head req, res;
-    struct exchange x = {.client = &v->client, .worker = w, .down = down,
-                         .req = &req, .res = &res, .begun_us = now_us()};
+    struct exchange x = {.client = &v->client,
+                         .worker = w,
+                         .down = down,
+                         .req = &req,
+                         .res = &res,
+                         .begun_us = now_us()};
 
     head_init(&req);
     head_init(&res);

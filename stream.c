@@ -29,16 +29,16 @@
 #include "proxy.h"
 
 enum {
-    WATCH_MS = 1000,      /* how often one who waits asks his watch */
-    WR_FIRST = 2048,      /* the writer's buffer at first */
-    WR_MAX = 65536,       /* handed over when it is as full as this */
-    OUT_MAX = 131072,     /* what may wait for the owner */
-    KEEP_MAX = 4096,      /* a larger buffer is given back when it is empty */
-    CREDIT_CALL = 65536,  /* credit of one stream that is worth a call */
-    OWED_CALL = 1 << 20,  /* and of all */
+    WATCH_MS = 1000,     /* how often one who waits asks his watch */
+    WR_FIRST = 2048,     /* the writer's buffer at first */
+    WR_MAX = 65536,      /* handed over when it is as full as this */
+    OUT_MAX = 131072,    /* what may wait for the owner */
+    KEEP_MAX = 4096,     /* a larger buffer is given back when it is empty */
+    CREDIT_CALL = 65536, /* credit of one stream that is worth a call */
+    OWED_CALL = 1 << 20, /* and of all */
 };
 
-/* ---- a queue of bytes ------------------------------------------------------ */
+/* ---- a queue of bytes --------------------------------------------------- */
 
 /* Behind what is there; the buffer grows as needed.  False: out of memory. */
 bool
@@ -80,7 +80,7 @@ store_swap(struct store *a, struct store *b)
     *b = was;
 }
 
-/* ---- the hub ----------------------------------------------------------------- */
+/* ---- the hub ------------------------------------------------------------ */
 
 /* False: out of descriptors; errno says so. */
 bool
@@ -236,7 +236,7 @@ hub_wait_left(struct hub *h)
     return left;
 }
 
-/* ---- waiting and failing ------------------------------------------------------- */
+/* ---- waiting and failing ------------------------------------------------ */
 
 static struct stream *
 of(struct http *http)
@@ -245,7 +245,8 @@ of(struct http *http)
 }
 
 /* One wait for news, in a read or a write that began at `from` ms.  The watch
- * and http.idle_ms are the reader's.  Needs hub->lock.  WHY_NONE: look again. */
+ * and http.idle_ms are the reader's.  Needs hub->lock.  WHY_NONE: look again.
+ */
 static enum why
 wait_news(struct stream *s, bool reads, int64_t from, const char *op,
           struct fail *f)
@@ -279,7 +280,7 @@ fail_broken(const struct stream *s, struct fail *f)
                      s->broken.code, s->broken.text);
 }
 
-/* ---- reading -------------------------------------------------------------------- */
+/* ---- reading ------------------------------------------------------------ */
 
 /* What was handed out has been used: the peer may send as much again.  Needs
  * hub->lock. */
@@ -440,7 +441,7 @@ stream_unwanted(struct http *http)
     return true;
 }
 
-/* ---- writing ---------------------------------------------------------------------- */
+/* ---- writing ------------------------------------------------------------ */
 
 static struct packed **
 packed_end(struct packed **list)
@@ -565,8 +566,7 @@ stream_write_body(struct http *http, struct span data, struct fail *f)
 }
 
 static enum why
-stream_write_end(struct http *http, const struct head *trailers,
-                 struct fail *f)
+stream_write_end(struct http *http, const struct head *trailers, struct fail *f)
 {
     struct stream *s = of(http);
 
@@ -596,7 +596,7 @@ stream_flush(struct http *http, struct fail *f)
     return hand_over(s, f);
 }
 
-/* ---- the stream as a whole ----------------------------------------------------------- */
+/* ---- the stream as a whole ---------------------------------------------- */
 
 static bool
 stream_gone(struct http *http)
@@ -792,7 +792,7 @@ stream_drop(struct stream *s)
         stream_free(s);
 }
 
-/* ---- what the owner brings ------------------------------------------------------------- */
+/* ---- what the owner brings ---------------------------------------------- */
 
 /* A head for read_head; what is in it is taken.  False: no memory. */
 bool

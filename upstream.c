@@ -49,7 +49,7 @@ bucket_of(const struct origin *o)
     return h & (BUCKETS - 1);
 }
 
-/* ---- the cache ----------------------------------------------------------------- */
+/* ---- the cache ----------------------------------------------------------- */
 
 /* Needs us->lock. */
 static void
@@ -141,7 +141,7 @@ cache_take_alive(const struct client *c, const struct origin *o)
     return NULL;
 }
 
-/* ---- ways ------------------------------------------------------------------------ */
+/* ---- ways ---------------------------------------------------------------- */
 
 /* Close and forget a way, wherever it is in its life. */
 void
@@ -399,7 +399,7 @@ upstream_known(const struct client *c, const struct origin *o,
     return secure_known(c->weir->upstreams->secure, o, out);
 }
 
-/* ---- start, every second, end ------------------------------------------------------ */
+/* ---- start, every second, end -------------------------------------------- */
 
 /* Load the trust store; NULL: err says why. */
 struct upstreams *

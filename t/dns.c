@@ -28,8 +28,7 @@ static int n_asked; /* with AI_ADDRCONFIG, that is, once for each question */
 static int n_inside, n_inside_max;
 static bool gate_open;
 
-/* ---- the resolver
- * ------------------------------------------------------------ */
+/* ---- the resolver -------------------------------------------------------- */
 
 struct reply { /* what ask() gives out, in one piece */
     struct addrinfo info;
@@ -148,8 +147,7 @@ gate(bool open)
     pthread_mutex_unlock(&lock);
 }
 
-/* ---- one question
- * ------------------------------------------------------------ */
+/* ---- one question -------------------------------------------------------- */
 
 struct look {
     enum why why;
@@ -284,8 +282,7 @@ test_bounded(void)
     is_int(asked(), before + 301, "the oldest are not");
 }
 
-/* ---- many askers
- * --------------------------------------------------------------- */
+/* ---- many askers --------------------------------------------------------- */
 
 struct asker {
     pthread_t thread;
@@ -367,8 +364,7 @@ test_stuck(void)
     is_int(asked(), before + CAP + 1, "serves the next who asks");
 }
 
-/* ---- no thread, and the end
- * ------------------------------------------------------ */
+/* ---- no thread, and the end ---------------------------------------------- */
 
 /* In a process of its own, for the limit stays. */
 static int

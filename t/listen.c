@@ -23,8 +23,7 @@ enum { LIMIT_MS = 20000 };
 
 static const char request[] = "HEAD / HTTP/1.1\r\nHost: weir.invalid\r\n\r\n";
 
-/* ---- a weir, and its clients
- * --------------------------------------------------- */
+/* ---- a weir, and its clients --------------------------------------------- */
 
 static const char *dir;
 
@@ -50,8 +49,10 @@ weir_open(struct weir *w, const char *const *more, size_t n)
 {
     struct config *conf = settings(more, n);
     struct pool_conf pool = {.name = "weir-c", .serve = listeners_serve};
-    struct pool_conf streams = {.name = "weir-x", .serve = serve_stream,
-                                .n_workers = 4, .n_queue = 4,
+    struct pool_conf streams = {.name = "weir-x",
+                                .serve = serve_stream,
+                                .n_workers = 4,
+                                .n_queue = 4,
                                 .stack_bytes = 262144};
     char err[1024] = "";
 
@@ -158,8 +159,7 @@ idle_is(struct weir *w, size_t n)
     return pool_idle(w->conns) == n;
 }
 
-/* ---- listening
- * ------------------------------------------------------------------ */
+/* ---- listening ----------------------------------------------------------- */
 
 static void
 test_addresses(void)
@@ -287,8 +287,7 @@ test_taken(void)
                     "an address that is not ours");
 }
 
-/* ---- the life of a connection
- * ------------------------------------------------------ */
+/* ---- the life of a connection -------------------------------------------- */
 
 static void
 test_serve_and_drain(void)
@@ -373,8 +372,7 @@ test_refused(void)
     weir_close(&w);
 }
 
-/* ---- many at once
- * ------------------------------------------------------------------- */
+/* ---- many at once -------------------------------------------------------- */
 
 static void *
 many_main(void *arg)
