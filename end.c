@@ -168,15 +168,24 @@ sock_recv(struct end *e, void *buf, size_t cap, size_t *n, struct fail *f)
         return sock_recv_now(e, buf, cap, n, f);
     for (;;) {
         int wait = recv_wait(e, quiet_ms);
+        bool fiber = fiber_here();
         ssize_t got;
 
         if (e->deadline != 0 && now_ms() >= e->deadline)
             return fail_own(f, e->side, WHY_LATE, "read");
-        if (wait != e->rcv_ms) {
+        if (!fiber && wait != e->rcv_ms) {
             set_timeout(e->fd, SO_RCVTIMEO, wait);
             e->rcv_ms = wait;
         }
-        got = recv(e->fd, buf, cap, 0);
+        got = recv(e->fd, buf, cap, fiber ? MSG_DONTWAIT : 0);
+        if (got < 0 && errno == EAGAIN && fiber) {
+            int64_t from = now_ms();
+
+            fiber_sleep(e->fd, POLLIN, wait);
+            got = recv(e->fd, buf, cap, MSG_DONTWAIT);
+            if (got < 0 && errno == EAGAIN && now_ms() - from < wait)
+                continue; /* woken, and it was not for this */
+        }
         if (got > 0) {
             e->n_in += (uint64_t)got;
             *n = (size_t)got;
@@ -214,7 +223,12 @@ iov_advance(struct iovec **iov, int *n, size_t done)
 static enum why
 sock_send(struct end *e, struct iovec *iov, int n, int flags, struct fail *f)
 {
-    if (e->snd_ms != e->idle_ms) {
+    int64_t from = 0;
+
+    if (fiber_here()) {
+        flags |= MSG_DONTWAIT;
+        from = now_ms();
+    } else if (e->snd_ms != e->idle_ms) {
         set_timeout(e->fd, SO_SNDTIMEO, e->idle_ms);
         e->snd_ms = e->idle_ms;
     }
@@ -225,11 +239,18 @@ sock_send(struct end *e, struct iovec *iov, int n, int flags, struct fail *f)
 
         if (put < 0 && errno == EINTR)
             continue;
+        if (put < 0 && errno == EAGAIN && from != 0 &&
+            now_ms() - from < e->idle_ms) {
+            fiber_sleep(e->fd, POLLOUT, e->idle_ms);
+            continue;
+        }
         if (put < 0 && errno == EAGAIN)
             return fail_own(f, e->side, WHY_IDLE, "write");
         if (put < 0)
             return fail_sys(f, e->side, "write", errno);
         e->n_out += (uint64_t)put;
+        if (from != 0)
+            from = now_ms();
         iov_advance(&iov, &n, (size_t)put);
     }
     return WHY_NONE;

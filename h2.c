@@ -64,6 +64,7 @@ struct gap { /* identifiers that the client passed over */
 
 struct h2 {
     struct hub hub;
+    struct fibers fibers; /* server role: serve those streams that can be */
     /* set by h2_new(), then only read */
     struct end *end;
     enum side side; /* whom we speak with */
@@ -613,7 +614,7 @@ send_content(nghttp2_session *ng, nghttp2_frame *frame, const uint8_t *hd,
         s->out.len -= len;
         if (s->out.len == 0) {
             s->out.start = 0;
-            pthread_cond_broadcast(&s->news); /* there is room again */
+            stream_tell(s); /* there is room again */
         }
     }
     pthread_mutex_unlock(&s->hub->lock);
@@ -809,7 +810,7 @@ begin_fresh(struct h2 *h)
     }
     for (; s != NULL; s = next) {
         next = s->next_own;
-        if (!h->user.begin(h->user.arg, s))
+        if (!h->user.begin(h->user.arg, s, &h->fibers))
             refuse(h, (int32_t)s->id, NGHTTP2_REFUSED_STREAM);
     }
 }
@@ -1024,7 +1025,10 @@ sleep_until_news(struct h2 *h, int ms)
 
     if (end_pending(h->end) || !hub_sleep(&h->hub))
         return;
-    (void)poll(p, 2, ms);
+    if (h->fibers.n > 0)
+        fibers_poll(&h->fibers, p, 2, ms);
+    else
+        (void)poll(p, 2, ms);
     hub_awake(&h->hub);
 }
 
@@ -1036,6 +1040,17 @@ say_why(struct h2 *h)
 
     nghttp2_session_terminate_session(h->ng, h->code);
     (void)transmit(h, &ignored);
+}
+
+/* Fibers need this thread to notice anything.  True: some ran. */
+static bool
+fibers_leave(struct h2 *h)
+{
+    if (h->fibers.n == 0)
+        return false;
+    fibers_poll(&h->fibers, NULL, 0, TICK_MS);
+    fibers_run(&h->fibers);
+    return true;
 }
 
 /* Nobody serves the streams any more: their users shall notice, and leave. */
@@ -1072,7 +1087,7 @@ break_all(struct h2 *h, const struct fail *f)
             }
             serve_call(h, s);
         }
-    while (!hub_wait_left(&h->hub));
+    while (fibers_leave(h) || !hub_wait_left(&h->hub));
     while (h->all != NULL)
         let_go(h, h->all);
 }
@@ -1092,6 +1107,7 @@ turn(struct h2 *h, int linger_ms, struct fail *f)
     }
     if (why != WHY_NONE && why != WHY_MORE)
         return why;
+    fibers_run(&h->fibers);
     serve_calls(h);
     if (h->now >= h->tick_at) {
         enum why late = tick(h, f);
@@ -1243,12 +1259,15 @@ h2_new(struct end *end, enum side side, const struct config *conf,
     if (h == NULL)
         return NULL;
     h->end = end;
+    h->hub.wake_fd = h->fibers.wake_fd = -1;
     h->side = side;
     h->user = *user;
     h->now = h->heard_at = now_ms();
     pthread_cond_init(&h->settled, NULL);
     limits_init(h, conf);
-    if (hub_init(&h->hub) && library_init(h, conf))
+    if (hub_init(&h->hub) &&
+        fibers_init(&h->fibers, (size_t)conf->stack_kib * 1024) &&
+        library_init(h, conf))
         return h;
     h2_free(h);
     return NULL;
@@ -1264,6 +1283,7 @@ h2_free(struct h2 *h)
     nghttp2_session_del(h->ng);
     section_clear(&h->section);
     store_clear(&h->out);
+    fibers_clear(&h->fibers);
     hub_clear(&h->hub);
     pthread_cond_destroy(&h->settled);
     free(h);
@@ -1301,6 +1321,7 @@ h2_run(struct h2 *h, int linger_ms, struct fail *f)
         break_all(h, f);
     h->end->no_wait = false;
     store_clear(&h->out);
+    fibers_rest(&h->fibers);
     return why == WHY_MORE ? WHY_NONE : why;
 }
 
