@@ -32,7 +32,7 @@
 enum {
     GUARD = 4096,    /* bytes below a stack that nobody may touch */
     LOOK_MS = 1000,  /* fiber_call() looks so often; it is woken before */
-    KEPT = 64,       /* stacks that wait for the next fiber */
+    KEPT = 256,      /* stacks that wait for the next fiber */
 };
 
 struct fiber {
