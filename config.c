@@ -41,7 +41,7 @@ enum {
     WEEK_S = 7 * 24 * 3600, /* in ms it still is an int */
 };
 
-/* ---- what can be set ---------------------------------------------------- */
+/* ---- what can be set ----------------------------------------------------- */
 
 enum kind {
     KIND_INT,     /* int: a whole number from min to max */
@@ -206,7 +206,7 @@ config_key(size_t i)
     return i < N_ROWS ? &rows[i].key : NULL;
 }
 
-/* ---- one value into its field ------------------------------------------- */
+/* ---- one value into its field -------------------------------------------- */
 
 struct given { /* one `key = value`, wherever it stands */
     struct config *conf;

@@ -50,7 +50,7 @@ struct upload {
     struct fail fail;
 };
 
-/* ---- bulk --------------------------------------------------------------- */
+/* ---- bulk ---------------------------------------------------------------- */
 
 /*
  * Bulk between two plain sockets does not come up to us: splice(2).  Moves all
@@ -88,7 +88,7 @@ splice_content(struct http *from, struct http *to, atomic_llong *moved_at,
     return why == WHY_EOF ? WHY_NONE : why;
 }
 
-/* ---- the request's content ---------------------------------------------- */
+/* ---- the request's content ----------------------------------------------- */
 
 static struct http *
 gate_pass(struct upload *u)
@@ -250,7 +250,7 @@ upload_join(struct upload *u, bool hopeless)
     pthread_mutex_destroy(&u->lock);
 }
 
-/* ---- going up ----------------------------------------------------------- */
+/* ---- going up ------------------------------------------------------------ */
 
 /* Is the client gone, or weir told to stop?  Asked while the origin thinks. */
 static bool
@@ -409,7 +409,7 @@ send_request(struct exchange *x, struct upload *u, struct span *in_hand)
     return WHY_NONE;
 }
 
-/* ---- coming down -------------------------------------------------------- */
+/* ---- coming down --------------------------------------------------------- */
 
 /* One head from the origin.  Silence is no failure while the client is still
  * sending: nobody answers what he has not heard. */
@@ -590,7 +590,7 @@ pass_answer(struct exchange *x, struct upload *u)
     return why;
 }
 
-/* ---- the end ------------------------------------------------------------ */
+/* ---- the end ------------------------------------------------------------- */
 
 /* Content that is here already is read past, so that the connection can be
  * kept; if there is more to come it cannot. */

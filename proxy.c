@@ -347,7 +347,7 @@ weir_clear(struct weir *w)
     config_give(atomic_load(&w->config));
 }
 
-/* ---- signals ------------------------------------------------------------ */
+/* ---- signals ------------------------------------------------------------- */
 
 static void
 signals_take(struct program *p)

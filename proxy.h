@@ -36,7 +36,7 @@ enum {
     TUNNEL_BUF = 65536,   /* a tunnel direction that copies bulk */
 };
 
-/* ---- what can stop us --------------------------------------------------- */
+/* ---- what can stop us ---------------------------------------------------- */
 
 /* name, status if the client did it, if the upstream did (0: none),
  * Proxy-Status error (RFC 9209 section 2.3) if the upstream did, log text */
@@ -84,7 +84,7 @@ struct fail { /* the first failure; later ones are its consequences */
     const char *(*text)(int); /* sys_text, gnutls_strerror, cert_text, ... */
 };
 
-/* ---- text --------------------------------------------------------------- */
+/* ---- text ---------------------------------------------------------------- */
 
 struct span { /* text in somebody's buffer: no NUL, dead when the buffer is */
     const char *at;
@@ -93,7 +93,7 @@ struct span { /* text in somebody's buffer: no NUL, dead when the buffer is */
 
 struct arena; /* growing memory whose pieces never move (http.c) */
 
-/* ---- settings ----------------------------------------------------------- */
+/* ---- settings ------------------------------------------------------------ */
 
 struct match; /* a list of host globs, suffixes, CIDR blocks, ports (match.c) */
 
@@ -158,7 +158,7 @@ struct config {
     char *log_file; /* NULL: standard error */
 };
 
-/* ---- one side of a byte pipe -------------------------------------------- */
+/* ---- one side of a byte pipe --------------------------------------------- */
 
 struct tls; /* a TLS layer over a socket, or over another TLS layer (end.c) */
 
@@ -189,7 +189,7 @@ struct end {
     uint64_t n_out;
 };
 
-/* ---- HTTP, whatever the version ----------------------------------------- */
+/* ---- HTTP, whatever the version ------------------------------------------ */
 
 enum version { HTTP_10, HTTP_11, HTTP_2, HTTP_3 };
 
@@ -363,7 +363,7 @@ struct h1 {
     atomic_bool aborted;
 };
 
-/* ---- streams of a session ----------------------------------------------- */
+/* ---- streams of a session ------------------------------------------------ */
 
 struct store { /* a queue of bytes; at NULL: none were ever there */
     char *at;
@@ -448,7 +448,7 @@ struct stream {
 
 struct h2; /* one HTTP/2 session (h2.c) */
 
-/* ---- where to, and a way to it ------------------------------------------ */
+/* ---- where to, and a way to it ------------------------------------------- */
 
 struct origin {
     bool tls;                /* https */
@@ -502,7 +502,7 @@ struct mitm;      /* the CA, leaf certificates, tickets */
 struct pool;
 struct worker; /* one thread of a pool, with its twin */
 
-/* ---- the program, a connection, an exchange ----------------------------- */
+/* ---- the program, a connection, an exchange ------------------------------ */
 
 struct weir { /* what all connections share; one, made by proxy.c */
     struct config *_Atomic config;
@@ -615,10 +615,10 @@ struct conn {
     struct conn *parked_next, *parked_prev;
 };
 
-/* ---- proxy.c: command line, start, signals, drain ----------------------- */
+/* ---- proxy.c: command line, start, signals, drain ------------------------ */
 /* main() alone */
 
-/* ---- listen.c: listeners, accept thread, parking ------------------------ */
+/* ---- listen.c: listeners, accept thread, parking ------------------------- */
 
 struct listeners;
 struct listeners *listeners_new(struct weir *, const struct config *, char *err,
@@ -636,7 +636,7 @@ bool listeners_wait_idle(struct listeners *, int ms); /* until none lives */
 void listeners_end_all(struct listeners *); /* shutdown() every client */
 void listeners_free(struct listeners *);
 
-/* ---- config.c: proxy.ini ------------------------------------------------ */
+/* ---- config.c: proxy.ini ------------------------------------------------- */
 
 /* file NULL: defaults.  sets: n "section.key=value".  NULL on a mistake, with
  * err = "file:line: [section] key: what is wrong, what is allowed". */
@@ -654,7 +654,7 @@ struct config_key { /* what a key is, for tests and manuals */
 };
 const struct config_key *config_key(size_t i); /* NULL: there is no i-th */
 
-/* ---- match.c: lists of hosts -------------------------------------------- */
+/* ---- match.c: lists of hosts --------------------------------------------- */
 
 struct match *match_parse(const char *text, char *err, size_t cap);
 bool match_add(struct match *, const char *text, char *err, size_t cap);
@@ -663,7 +663,7 @@ bool match_host(const struct match *, const char *host, uint16_t port);
 bool match_empty(const struct match *);
 void match_free(struct match *);
 
-/* ---- pool.c: workers and their twins ------------------------------------ */
+/* ---- pool.c: workers and their twins ------------------------------------- */
 
 struct pool_conf {
     const char *name; /* of its threads */
@@ -682,7 +682,7 @@ bool twin_wait(struct worker *, int ms); /* -1: for ever; false: still runs */
 bool cond_until(pthread_cond_t *, pthread_mutex_t *, int64_t until);
 void stack_rest(void); /* unused pages of this thread's stack go back */
 
-/* ---- conn.c: the life of one connection --------------------------------- */
+/* ---- conn.c: the life of one connection ---------------------------------- */
 
 struct conn *conn_new(struct weir *, int fd, const struct sockaddr *,
                       socklen_t);
@@ -696,14 +696,14 @@ struct conn *conn_new_inside(const struct client *, int fd,
 /* May what follows a CONNECT to o be looked into? */
 bool conn_wants(const struct config *, const struct origin *);
 
-/* ---- serve.c: one stream of a client's session -------------------------- */
+/* ---- serve.c: one stream of a client's session --------------------------- */
 
 struct served; /* a stream, and who asks */
 struct served *served_new(struct stream *, const struct client *);
 void serve_stream(void *served, struct worker *); /* the pool's serve() */
 void serve_refuse(void *served, enum why);        /* no worker will take it */
 
-/* ---- end.c: an endpoint ------------------------------------------------- */
+/* ---- end.c: an endpoint -------------------------------------------------- */
 
 void end_init(struct end *, int fd, enum side, int idle_ms);
 void end_clear(struct end *);              /* closes; may run twice */
@@ -731,7 +731,7 @@ enum why end_handshake(struct end *, gnutls_session_t, int64_t deadline,
 void end_alert(struct end *, gnutls_alert_description_t);
 gnutls_session_t end_session(const struct end *); /* NULL: plain */
 
-/* ---- fail.c: reasons, and the clock ------------------------------------- */
+/* ---- fail.c: reasons, and the clock -------------------------------------- */
 
 int64_t now_ms(void), now_us(void); /* monotonic */
 
@@ -749,7 +749,7 @@ int why_status(enum why, enum side);
 const char *why_proxy_error(enum why, enum side); /* RFC 9209 token or NULL */
 void fail_text(const struct fail *, char *out, size_t cap);
 
-/* ---- http.c: what all versions share ------------------------------------ */
+/* ---- http.c: what all versions share ------------------------------------- */
 
 bool span_is(struct span, const char *);  /* same bytes */
 bool span_isi(struct span, const char *); /* same but for ASCII case */
@@ -787,19 +787,19 @@ bool host_is_address(const char *host);
 bool name_is_local(const struct config *, const char *host); /* ourselves */
 void origin_authority(const struct origin *, char *out, size_t cap);
 
-/* ---- exchange.c: one request and its answer ----------------------------- */
+/* ---- exchange.c: one request and its answer ------------------------------ */
 
 enum exchange_end exchange_run(struct exchange *);
 /* There is no proper request: answer with what x->fail says, and close. */
 enum exchange_end exchange_refuse(struct exchange *);
 
-/* ---- page.c: what weir says itself -------------------------------------- */
+/* ---- page.c: what weir says itself --------------------------------------- */
 
 enum why page_error(struct exchange *, const struct fail *, struct fail *);
 enum why page_own(struct exchange *, struct fail *);   /* our own site */
 enum why page_trace(struct exchange *, struct fail *); /* Max-Forwards: 0 */
 
-/* ---- h1.c: HTTP/1 ------------------------------------------------------- */
+/* ---- h1.c: HTTP/1 -------------------------------------------------------- */
 
 void h1_init(struct h1 *, struct end *, enum side, const struct config *);
 void h1_clear(struct h1 *);
@@ -811,7 +811,7 @@ enum why h1_parse_chunks(struct h1_chunks *, const char *raw, size_t len,
                          size_t *used, struct span *data, struct fail *);
 struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
 
-/* ---- fields.c: heads in the fields of HTTP/2 and 3 ---------------------- */
+/* ---- fields.c: heads in the fields of HTTP/2 and 3 ----------------------- */
 
 struct section { /* one that is being received */
     struct head head;
@@ -837,7 +837,7 @@ struct packed *pack_head(const struct head *,
                          bool head_only); /* NULL: memory */
 struct packed *pack_tail(const struct head *);
 
-/* ---- stream.c: between a session's owner and a stream's user ------------ */
+/* ---- stream.c: between a session's owner and a stream's user ------------- */
 
 bool hub_init(struct hub *); /* false: no descriptor */
 void hub_clear(struct hub *);
@@ -863,7 +863,7 @@ void stream_break(struct stream *, enum why, const char *op, int code,
 void stream_deafen(struct stream *);
 size_t stream_unread(struct stream *); /* no credit was given for it */
 
-/* ---- h2.c: HTTP/2 sessions ---------------------------------------------- */
+/* ---- h2.c: HTTP/2 sessions ----------------------------------------------- */
 
 struct h2_user { /* whoever has a session */
     struct weir *weir;
@@ -887,8 +887,8 @@ struct stream *h2_open(struct h2 *, bool *used);
 int h2_extended(struct h2 *, int64_t until); /* 1: yes, 0: no, -1: over */
 void h2_stop(struct h2 *);                   /* end it, from any thread */
 
-/* ---- ca.c: our certificate authority, on disk --------------------------- */
-/* ---- ca.c: our certificate authority, on disk --------------------------- */
+/* ---- ca.c: our certificate authority, on disk ---------------------------- */
+/* ---- ca.c: our certificate authority, on disk ---------------------------- */
 
 struct ca {    /* never changes once made */
     char *dir; /* where it lives */
@@ -900,7 +900,7 @@ struct ca *ca_new(const char *dir, char *err, size_t cap); /* NULL: ~/.weir */
 void ca_free(struct ca *);
 int ca_crt_begin(gnutls_x509_crt_t, gnutls_pubkey_t, time_t until);
 
-/* ---- leaf.c: certificates for the names we answer for ------------------- */
+/* ---- leaf.c: certificates for the names we answer for -------------------- */
 
 struct leaf;   /* one certificate with its chain */
 struct leaves; /* all of them */
@@ -916,13 +916,13 @@ void leaf_show(struct leaf *, struct gnutls_pcert_st **chain, unsigned *n,
 size_t leaves_count(struct leaves *);    /* kept now */
 uint64_t leaves_minted(struct leaves *); /* made since the start */
 
-/* ---- hello.c: what a ClientHello says ----------------------------------- */
+/* ---- hello.c: what a ClientHello says ------------------------------------ */
 
 enum why hello_parse(const void *raw, size_t len, struct hello *);
 enum why hello_read(struct end *, int64_t deadline, struct hello *,
                     struct fail *); /* consumes nothing */
 
-/* ---- mitm.c: who is intercepted, and TLS towards him -------------------- */
+/* ---- mitm.c: who is intercepted, and TLS towards him --------------------- */
 
 struct mitm *mitm_new(const struct config *, char *err, size_t cap);
 void mitm_free(struct mitm *);
@@ -933,7 +933,7 @@ enum why mitm_accept(struct mitm *, struct end *, const char *name,
                      const struct names *, unsigned alpn, int64_t deadline,
                      struct fail *); /* TLS server on end as `name` */
 
-/* ---- dns.c: names to addresses ------------------------------------------ */
+/* ---- dns.c: names to addresses ------------------------------------------- */
 
 struct address {
     struct sockaddr_storage at;
@@ -952,13 +952,13 @@ struct resolver { /* the C library's, unless a test puts its own here */
 };
 extern struct resolver dns_resolver; /* set before the first lookup */
 
-/* ---- dial.c: host and port -> connected socket -------------------------- */
+/* ---- dial.c: host and port -> connected socket --------------------------- */
 
 enum why dial(const struct client *, const char *host, uint16_t port, int *fd,
               char addr[ADDR_MAX], struct clock_marks *, struct fail *);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 
-/* ---- secure.c: TLS to origins, and what is remembered of them ----------- */
+/* ---- secure.c: TLS to origins, and what is remembered of them ------------ */
 
 struct secure; /* trust, resumption data, remembered origins */
 struct secure *secure_new(const struct config *, char *err, size_t cap);
@@ -969,7 +969,7 @@ void secure_save_ticket(struct secure *, struct upstream *);
 bool secure_known(struct secure *, const struct origin *, struct known *);
 const char *cert_text(int status); /* why a certificate was refused */
 
-/* ---- upstream.c: target -> connected, ready origin ---------------------- */
+/* ---- upstream.c: target -> connected, ready origin ----------------------- */
 
 struct upstreams *upstreams_new(const struct config *, char *err, size_t cap);
 void upstreams_free(struct upstreams *);
@@ -997,7 +997,7 @@ bool upstream_known(const struct client *, const struct origin *,
                     struct known *);
 bool origin_same(const struct origin *, const struct origin *);
 
-/* ---- session.c: HTTP/2 connections that exchanges share ----------------- */
+/* ---- session.c: HTTP/2 connections that exchanges share ------------------ */
 
 struct sessions;
 struct dialling;
@@ -1012,8 +1012,8 @@ struct dialling *sessions_turn(struct sessions *, const struct origin *,
                                int64_t until);
 void sessions_turned(struct sessions *, struct dialling *);
 
-/* ---- tunnel.c: bytes both ways ------------------------------------------ */
-/* ---- tunnel.c: bytes both ways ------------------------------------------ */
+/* ---- tunnel.c: bytes both ways ------------------------------------------- */
+/* ---- tunnel.c: bytes both ways ------------------------------------------- */
 
 void tunnel_run(struct worker *, const struct weir *, struct tunnel_side client,
                 struct tunnel_side server, int idle_ms, int half_closed_ms,
@@ -1021,7 +1021,7 @@ void tunnel_run(struct worker *, const struct weir *, struct tunnel_side client,
 void tunnel_log(const struct client *, const struct upstream *,
                 const struct tunnel_result *, int64_t from_us);
 
-/* ---- log.c: one event, one line, one write(2) --------------------------- */
+/* ---- log.c: one event, one line, one write(2) ---------------------------- */
 
 struct line { /* a line being written */
     char at[4096];

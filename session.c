@@ -50,7 +50,7 @@ struct sessions {
     struct dialling *dialling;
 };
 
-/* ---- one dials, others wait --------------------------------------------- */
+/* ---- one dials, others wait ---------------------------------------------- */
 
 /* Needs lock. */
 static struct dialling *
@@ -118,7 +118,7 @@ sessions_turned(struct sessions *ss, struct dialling *d)
     pthread_mutex_unlock(&ss->lock);
 }
 
-/* ---- sessions ----------------------------------------------------------- */
+/* ---- sessions ------------------------------------------------------------ */
 
 static void
 log_session(const struct session *s, const struct fail *f)
@@ -256,7 +256,7 @@ session_extended(const struct upstream *up)
     return h2_extended(up->session->h2, now_ms() + SETTLE_MS) == 1;
 }
 
-/* ---- start, every second, end ------------------------------------------- */
+/* ---- start, every second, end -------------------------------------------- */
 
 /* secure: gets the tickets of sessions that end.  NULL: out of memory. */
 struct sessions *
