@@ -25,7 +25,7 @@
 #include "proxy.h"
 
 enum {
-    SMALL_BUF = 2048,    /* on the stack, which idle tunnels are to keep small */
+    SMALL_BUF = 2048, /* on the stack, which idle tunnels are to keep small */
     PIPE_BYTES = 262144, /* asked for; the kernel may give less */
     FULL_READS = 4,      /* in a row: bulk */
     SHORT_READS = 64,    /* in a row below BULK_LEAST: no bulk any more */
@@ -304,6 +304,9 @@ side_prepare(struct tunnel_side *s, int idle_ms)
         s->end->idle_ms = idle_ms;
         s->end->deadline = 0;
         s->end->watch = NULL;
+    } else {
+        s->http->idle_ms = idle_ms;
+        s->http->watch = NULL;
     }
 }
 
@@ -351,4 +354,31 @@ tunnel_run(struct worker *w, const struct weir *weir, struct tunnel_side client,
     if (t.down.fail.why != WHY_NONE &&
         (r->fail.why == WHY_NONE || r->fail.side != r->ended_by))
         r->fail = t.down.fail;
+}
+
+/* The one line of a tunnel that has ended. */
+void
+tunnel_log(const struct client *c, const struct upstream *up,
+           const struct tunnel_result *r, int64_t from_us)
+{
+    char target[HOST_MAX + 16];
+    struct line l;
+
+    if (!log_on(LEVEL_INFO))
+        return;
+    origin_authority(&up->origin, target, sizeof target);
+    log_begin(&l, LEVEL_INFO, "tunnel", c->id);
+    if (c->stream >= 0)
+        log_int(&l, "stream", c->stream);
+    log_str(&l, "client", c->addr);
+    log_str(&l, "target", target);
+    log_str(&l, "origin", up->addr);
+    log_int(&l, "up", (int64_t)r->up);
+    log_int(&l, "down", (int64_t)r->down);
+    log_ms(&l, "dns_ms", up->took.dns_us);
+    log_ms(&l, "connect_ms", up->took.connect_us);
+    log_ms(&l, "ms", now_us() - from_us);
+    log_str(&l, "ended_by", side_name(r->ended_by));
+    log_fail(&l, &r->fail);
+    log_send(&l);
 }
