@@ -22,6 +22,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -266,10 +267,10 @@ name_find(const char *host)
 {
     struct name *nm;
 
-    TAILQ_FOREACH_REVERSE(nm, &dns.by_age, name_list, age)
-    if (strcasecmp(nm->host, host) == 0)
-        return nm;
-    return NULL;
+    nm = TAILQ_LAST(&dns.by_age, name_list);
+    while (nm != NULL && strcasecmp(nm->host, host) != 0)
+        nm = TAILQ_PREV(nm, name_list, age);
+    return nm;
 }
 
 /* Forget the oldest that nobody uses, until `keep` are left. */

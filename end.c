@@ -268,7 +268,7 @@ static enum why layer_write(struct end *, struct tls *, const void *, size_t,
 static enum why
 tls_receive(struct end *e, struct tls *t, struct fail *f)
 {
-    size_t n;
+    size_t n = 0;
     enum why why;
 
     if (t->raw.cap == 0 && !bytes_room(&t->raw, TLS_IN))
