@@ -771,8 +771,13 @@ end_pending(struct end *e)
         e->len += (size_t)got;
         return true;
     }
-    if (got == GNUTLS_E_AGAIN)
-        return false;
+    if (got == GNUTLS_E_AGAIN) { /* unless a layer below met its end */
+        const struct tls *t = e->tls->under;
+
+        while (t != NULL && !t->stashed)
+            t = t->under;
+        return t != NULL;
+    }
     e->tls->stash = (int)got; /* an end or an error: for the next read */
     e->tls->stashed = true;
     return true;
