@@ -25,7 +25,7 @@
 #include "proxy.h"
 
 enum {
-    RACE_MAX = 16,    /* addresses tried for one name */
+    RACE_MAX = 8,     /* addresses tried for one name */
     HEAD_START = 250, /* ms, RFC 8305 section 5 */
     LOOK_MS = 1000,   /* how often a dial looks whether weir is stopping */
 };

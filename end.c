@@ -143,11 +143,29 @@ recv_wait(const struct end *e, int quiet_ms)
     return wait < 1 ? 1 : wait;
 }
 
+/* What is there, or WHY_MORE. */
+static enum why
+sock_recv_now(struct end *e, void *buf, size_t cap, size_t *n, struct fail *f)
+{
+    ssize_t got;
+
+    do
+        got = recv(e->fd, buf, cap, MSG_DONTWAIT);
+    while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return errno == EAGAIN ? WHY_MORE : fail_sys(f, e->side, "read", errno);
+    e->n_in += (uint64_t)got;
+    *n = (size_t)got;
+    return got > 0 ? WHY_NONE : WHY_EOF;
+}
+
 static enum why
 sock_recv(struct end *e, void *buf, size_t cap, size_t *n, struct fail *f)
 {
     int quiet_ms = 0;
 
+    if (e->no_wait)
+        return sock_recv_now(e, buf, cap, n, f);
     for (;;) {
         int wait = recv_wait(e, quiet_ms);
         ssize_t got;
@@ -449,6 +467,58 @@ layer_write(struct end *e, struct tls *t, const void *buf, size_t len,
     return WHY_NONE;
 }
 
+/* Encrypt into memory: `out` of t.  Needs t->lock. */
+static enum why
+tls_encrypt(struct end *e, struct tls *t, const char *at, size_t len,
+            struct fail *f)
+{
+    while (len > 0) {
+        size_t n = len < RECORD_MAX ? len : RECORD_MAX;
+        ssize_t put = gnutls_record_send(t->session, at, n);
+
+        if (put < 0)
+            return tls_failed(e, t, "write TLS", (int)put, f);
+        at += put;
+        len -= (size_t)put;
+    }
+    return WHY_NONE;
+}
+
+/* Send what waits in t, or the layers below, as far as the socket takes it at
+ * once.  The writer's, in no_wait mode: nobody else sends. */
+static enum why
+tls_send_now(struct end *e, struct tls *t, struct fail *f)
+{
+    enum why why = WHY_NONE;
+
+    pthread_mutex_lock(&t->lock);
+    if (t->under != NULL) {
+        pthread_mutex_lock(&t->under->lock);
+        why = tls_encrypt(e, t->under, t->out.at + t->out.start, t->out.len, f);
+        pthread_mutex_unlock(&t->under->lock);
+        t->out.start = t->out.len = 0;
+    }
+    while (why == WHY_NONE && t->out.len > 0) {
+        ssize_t put = send(e->fd, t->out.at + t->out.start, t->out.len,
+                           MSG_NOSIGNAL | MSG_DONTWAIT);
+
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0 && errno == EAGAIN)
+            break;
+        if (put < 0) {
+            why = fail_sys(f, e->side, "write", errno);
+            break;
+        }
+        e->n_out += (uint64_t)put;
+        bytes_consume(&t->out, (size_t)put);
+    }
+    pthread_mutex_unlock(&t->lock);
+    if (why == WHY_NONE && t->under != NULL)
+        return tls_send_now(e, t->under, f);
+    return why;
+}
+
 static void
 tls_free(struct tls *t)
 {
@@ -635,6 +705,65 @@ end_write(struct end *e, struct iovec *iov, int n, struct fail *f)
     if (e->tls == NULL)
         return sock_send(e, iov, n, 0, f);
     return tls_write_pieces(e, iov, n, f);
+}
+
+/*
+ * end_try_write - send what the socket takes without waiting.
+ *
+ * n  bytes taken, 0 to len; written only on WHY_NONE.  TLS takes all or, while
+ *    end_unsent(), nothing: then call again when the socket can be written.
+ *
+ * Thread: the writer, who does all his writing by this.
+ */
+enum why
+end_try_write(struct end *e, const void *at, size_t len, size_t *n,
+              struct fail *f)
+{
+    struct tls *t = e->tls;
+    ssize_t put;
+    enum why why = WHY_NONE;
+
+    *n = 0;
+    if (t != NULL) {
+        if (end_unsent(e) &&
+            ((why = tls_send_now(e, t, f)) != WHY_NONE || end_unsent(e)))
+            return why;
+        pthread_mutex_lock(&t->lock);
+        why = tls_encrypt(e, t, at, len, f);
+        pthread_mutex_unlock(&t->lock);
+        if (why != WHY_NONE)
+            return why;
+        *n = len;
+        return tls_send_now(e, t, f);
+    }
+    if (len == 0)
+        return WHY_NONE;
+    do
+        put = send(e->fd, at, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (put < 0 && errno == EINTR);
+    if (put < 0)
+        return errno == EAGAIN ? WHY_NONE
+                               : fail_sys(f, e->side, "write", errno);
+    e->n_out += (uint64_t)put;
+    *n = (size_t)put;
+    return WHY_NONE;
+}
+
+/* Does something that end_try_write() took wait for the socket? */
+bool
+end_unsent(struct end *e)
+{
+    struct tls *t = e->tls;
+    bool unsent;
+
+    if (t == NULL)
+        return false;
+    while (t->under != NULL)
+        t = t->under;
+    pthread_mutex_lock(&t->lock);
+    unsent = t->out.len > 0;
+    pthread_mutex_unlock(&t->lock);
+    return unsent;
 }
 
 /*

@@ -196,7 +196,8 @@ upload_run(void *arg)
     atomic_store(&u->done, true); /* before abort() wakes the worker */
     if (why != WHY_NONE && u->fail.side == SIDE_CLIENT && to != NULL)
         to->ops->abort(to, WHY_CUT); /* the origin must see it cut, too */
-    if (why != WHY_NONE && u->fail.side != SIDE_CLIENT) {
+    if (why != WHY_NONE && u->fail.side != SIDE_CLIENT &&
+        !u->x->down->ops->unwanted(u->x->down)) {
         atomic_store(&u->discard, true);
         upload_discard(u);
     }
@@ -346,8 +347,9 @@ binds_connection(const struct head *h, const char *name)
 static enum why
 take_way(struct exchange *x, bool fresh)
 {
-    if (x->up != NULL && (fresh || !origin_same(&x->up->origin, &x->origin) ||
-                          !upstream_alive(x->up))) {
+    if (x->up != NULL &&
+        (fresh || !origin_same(&x->up->origin, &x->origin) ||
+         !upstream_alive(x->up) || !upstream_serves(x->up, x->req->upgrade))) {
         if (fresh || origin_same(&x->up->origin, &x->origin))
             upstream_free(x->up);
         else
@@ -355,10 +357,12 @@ take_way(struct exchange *x, bool fresh)
         x->up = NULL;
     }
     if (x->up == NULL) {
-        x->up = upstream_take(x->client, &x->origin, fresh, &x->fail);
+        x->up = upstream_take(x->client, &x->origin, x->req->upgrade, fresh,
+                              &x->fail);
     } else if (x->up->http != NULL) {
         x->up->reused = true;
-    } else if (upstream_ready(x->client, x->up, &x->fail) != WHY_NONE) {
+    } else if (upstream_ready(x->client, x->up, ALPN_HTTP1 | ALPN_H2,
+                              &x->fail) != WHY_NONE) {
         upstream_free(x->up); /* dialled for a CONNECT, and no use */
         x->up = NULL;
     }
@@ -438,8 +442,11 @@ read_answer(struct exchange *x, struct upload *u)
 static bool
 may_retry(struct exchange *x, struct upload *u, enum why why, bool in_hand)
 {
-    return x->up->reused && method_idempotent(x->req->method_id) &&
-           why == WHY_EOF && x->fail.side == SIDE_ORIGIN &&
+    bool harmless =
+        x->up->reused && why == WHY_EOF && method_idempotent(x->req->method_id);
+
+    return (harmless || why == WHY_UNPROCESSED) &&
+           x->fail.side == SIDE_ORIGIN &&
            (!u->started ? in_hand || x->down->ops->complete(x->down)
                         : gate_shut(u));
 }
@@ -476,6 +483,7 @@ first_answer(struct exchange *x, struct upload *u)
         x->fail = (struct fail){0};
     }
     x->first_us = now_us();
+    x->spoke = x->res->version;
     return WHY_NONE;
 }
 
@@ -723,6 +731,8 @@ log_exchange(const struct exchange *x)
         return;
     log_begin(&l, LEVEL_INFO, "exchange", c->id);
     log_int(&l, "n", (int64_t)c->n_exchanges);
+    if (c->stream >= 0)
+        log_int(&l, "stream", c->stream);
     log_str(&l, "client", c->addr);
     log_str(&l, "version", version_name(x->req->version));
     log_span(&l, "method", x->req->method);
@@ -748,6 +758,8 @@ log_exchange(const struct exchange *x)
         log_str(&l, "upstream", x->reused ? "reused" : "new");
     if (x->addr[0] != '\0')
         log_str(&l, "origin", x->addr);
+    if (x->first_us != 0)
+        log_str(&l, "origin_version", version_name(x->spoke));
     log_ms(&l, "dns_ms", x->took.dns_us);
     log_ms(&l, "connect_ms", x->took.connect_us);
     log_ms(&l, "tls_ms", x->took.tls_us);

@@ -323,6 +323,14 @@ weir_start(struct weir *w, struct config *conf, char *err, size_t cap)
                  sys_text(errno));
         return false;
     }
+    pool.name = "weir-x";
+    pool.n_workers = (size_t)conf->exchanges;
+    pool.serve = serve_stream;
+    if ((w->exchanges = pool_new(&pool)) == NULL) {
+        snprintf(err, cap, "cannot make %d workers: %s", conf->exchanges,
+                 sys_text(errno));
+        return false;
+    }
     return listeners_start(w->listeners, err, cap);
 }
 
@@ -332,13 +340,14 @@ weir_clear(struct weir *w)
 {
     listeners_free(w->listeners);
     pool_free(w->conns);
+    pool_free(w->exchanges);
     dns_stop();
     upstreams_free(w->upstreams);
     mitm_free(w->mitm);
     config_give(atomic_load(&w->config));
 }
 
-/* ---- signals ------------------------------------------------------------ */
+/* ---- signals ------------------------------------------------------------- */
 
 static void
 signals_take(struct program *p)
@@ -408,6 +417,7 @@ say_restart(const struct config *now, const struct config *next)
         {"proxy.listen", same_listen(now, next)},
         {"proxy.via", strcmp(now->via, next->via) == 0},
         {"proxy.workers", now->workers == next->workers},
+        {"proxy.exchanges", now->exchanges == next->exchanges},
         {"proxy.queue", now->queue == next->queue},
         {"proxy.stack_kib", now->stack_kib == next->stack_kib},
         {"upstream.upstream_ca",

@@ -36,7 +36,7 @@ enum {
     TUNNEL_BUF = 65536,   /* a tunnel direction that copies bulk */
 };
 
-/* ---- what can stop us --------------------------------------------------- */
+/* ---- what can stop us ---------------------------------------------------- */
 
 /* name, status if the client did it, if the upstream did (0: none),
  * Proxy-Status error (RFC 9209 section 2.3) if the upstream did, log text */
@@ -64,6 +64,8 @@ enum {
     W(CONNECT_LATE, 0, 504, "connection_timeout", "not connected in time")    \
     W(SYS, 0, 502, "connection_terminated", "system call failed")             \
     W(BUSY, 503, 503, "connection_limit_reached", "no worker free in time")   \
+    W(UNPROCESSED, 503, 502, "connection_terminated",                         \
+      "peer did not begin with it")                                           \
     W(POLICY, 403, 403, "http_request_denied", "not allowed")                 \
     W(LOOP, 403, 403, "proxy_loop_detected", "request came back to us")       \
     W(OVER, 0, 0, NULL, "nobody waits for it any more")                       \
@@ -82,7 +84,7 @@ struct fail { /* the first failure; later ones are its consequences */
     const char *(*text)(int); /* sys_text, gnutls_strerror, cert_text, ... */
 };
 
-/* ---- text --------------------------------------------------------------- */
+/* ---- text ---------------------------------------------------------------- */
 
 struct span { /* text in somebody's buffer: no NUL, dead when the buffer is */
     const char *at;
@@ -91,7 +93,7 @@ struct span { /* text in somebody's buffer: no NUL, dead when the buffer is */
 
 struct arena; /* growing memory whose pieces never move (http.c) */
 
-/* ---- settings ----------------------------------------------------------- */
+/* ---- settings ------------------------------------------------------------ */
 
 struct match; /* a list of host globs, suffixes, CIDR blocks, ports (match.c) */
 
@@ -121,7 +123,7 @@ struct config {
     char **names; /* further names and addresses that are weir itself */
     size_t n_names;
     char via[64]; /* pseudonym in Via; empty: made at start */
-    int workers, queue, stack_kib;
+    int workers, exchanges, queue, stack_kib;
     int idle_s, head_s, queue_s, grace_s, linger_ms;
     int head_bytes, fields, target_bytes;
 
@@ -130,12 +132,18 @@ struct config {
     int reuse_per_origin, reuse_total, reuse_s;
     char *upstream_ca;      /* PEM file on top of the system's; NULL: none */
     struct match *insecure; /* hosts whose certificates are not verified */
+    struct match *h2c;      /* plain hosts that are spoken to in HTTP/2 */
+
+    /* [http2] */
+    int streams, window_kib, session_kib, stall_s;
+    int resets, settings, pings, empty_frames, priorities, updates;
 
     /* [tunnel] */
     int stream_idle_s, half_closed_s;
 
     /* [intercept] */
     bool intercept;
+    enum alpn_mode { ALPN_MIRROR, ALPN_ALWAYS_H2, ALPN_NEVER_H2 } alpn;
     struct match *only, *except; /* empty only: everything */
     char *dir;                   /* the CA's home; NULL: ~/.weir */
     int leaf_days, leaf_cache, sniff_ms;
@@ -150,7 +158,7 @@ struct config {
     char *log_file; /* NULL: standard error */
 };
 
-/* ---- one side of a byte pipe -------------------------------------------- */
+/* ---- one side of a byte pipe --------------------------------------------- */
 
 struct tls; /* a TLS layer over a socket, or over another TLS layer (end.c) */
 
@@ -172,8 +180,9 @@ struct end {
     /* the reader's alone: bytes read and not yet consumed */
     char *buf;
     size_t start, len, cap;
-    bool filled; /* by the last read, from end to end */
-    int rcv_ms;  /* what SO_RCVTIMEO is now */
+    bool filled;  /* by the last read, from end to end */
+    int rcv_ms;   /* what SO_RCVTIMEO is now */
+    bool no_wait; /* set by its user: reads answer WHY_MORE, not wait */
     uint64_t n_in;
     /* the writer's alone */
     int snd_ms; /* what SO_SNDTIMEO is now */
@@ -207,6 +216,7 @@ enum body {
 
 struct field {
     struct span name, value; /* spelling as received; value trimmed */
+    bool secret;             /* never to be indexed (RFC 7541 section 7.1.3) */
 };
 
 /* A request or an answer, or (fields only) a trailer section.  All spans
@@ -230,7 +240,9 @@ struct head {
     size_t n_fields, cap_fields;
     enum body body;
     uint64_t length;
-    struct span upgrade;    /* protocols asked for, or switched to (101) */
+    /* Protocols asked for, or switched to (101).  An extended CONNECT (RFC
+     * 8441) is a GET with an upgrade as well, and its 200 a 101. */
+    struct span upgrade;
     struct span connection; /* options of all Connection fields, joined */
     bool expects_continue, te_trailers;
 };
@@ -261,6 +273,9 @@ struct http_ops {
     enum why (*write_end)(struct http *, const struct head *trailers,
                           struct fail *);
     enum why (*flush)(struct http *, struct fail *);
+    /* The rest of the content is of no use.  True: the codec sees to it that
+     * none comes; false: it has to be read past.  The reader's. */
+    bool (*unwanted)(struct http *);
     /* Is the peer gone for good, so that nobody waits for our answer? */
     bool (*gone)(struct http *);
     /* May the connection (h2: always) carry another exchange after this? */
@@ -339,12 +354,101 @@ struct h1 {
     bool we_last;     /* we said that we close, or failed to write */
     char *out;        /* head and small content not yet sent */
     size_t out_len, out_cap;
+    /* RFC 6455 section 4: the key of a request, where the peer of this
+     * connection or the other version's has none of its own */
+    char ws_key[32]; /* as text; "": none */
+    bool ws_ours;    /* made here, so the answer is checked here */
     /* any thread */
     atomic_bool until_close; /* only our FIN ends the message being written */
     atomic_bool aborted;
 };
 
-/* ---- where to, and a way to it ------------------------------------------ */
+/* ---- streams of a session ------------------------------------------------ */
+
+struct store { /* a queue of bytes; at NULL: none were ever there */
+    char *at;
+    size_t start, len, cap;
+};
+
+/* A head or a trailer section on its way to a session's owner, in the fields
+ * of HTTP/2 and 3: pseudo-fields first, names in lower case (fields.c). */
+struct packed {
+    struct packed *next;
+    int status; /* 0: a request, or trailers */
+    size_t n;
+    struct field at[]; /* their text stands behind them */
+};
+
+struct got { /* a head on its way to a stream's user */
+    struct head head;
+    struct got *next;
+};
+
+/* Between the owner of a session and its streams (stream.c). */
+struct hub {
+    pthread_mutex_t lock;
+    int wake_fd; /* an eventfd that the owner polls */
+    /* needs lock */
+    bool asleep; /* the owner polls, or is about to: it has to be woken */
+    bool over;   /* nobody serves the streams any more */
+    struct stream *calls, *last_call; /* who wants something of the owner */
+    size_t n_live;                    /* streams whose user is not through */
+    size_t owed;                      /* bytes read, no credit given yet */
+    pthread_cond_t left;              /* n_live is 0 */
+};
+
+struct stream {
+    struct http http; /* first: the codec casts */
+    struct hub *hub;
+    void *session; /* the owner's */
+    /* set before a second thread looks, then only read */
+    int64_t id;          /* -1: not opened yet */
+    bool connect;        /* a CONNECT of any kind: its content is no HTTP's */
+    bool extended;       /* one with a :protocol */
+    bool head_only;      /* the answer to a HEAD */
+    int idle_ms;         /* longest quiet in a read or write */
+    struct fail refused; /* the request was read, and will not do */
+    pthread_cond_t news; /* to its users: look again */
+    /* needs hub->lock */
+    bool called; /* is in hub->calls */
+    struct stream *next_call;
+    struct got *heads;  /* in: read_head takes the first */
+    struct head *tail;  /* in: trailers */
+    struct store in;    /* in: content not yet taken by the reader */
+    bool in_end;        /* in: its end has come */
+    struct fail broken; /* the stream is over, by this */
+    bool deaf;          /* the peer takes no more from us */
+    size_t credit;      /* read, to be given back to the peer */
+    struct packed *out_heads, *out_tail;
+    struct store out;
+    bool out_end;
+    bool switched;      /* extended: its 101 has passed */
+    bool unwanted;      /* no more content is wanted */
+    bool aborted, done; /* by its user; done: he is through with it */
+    enum why abort_why;
+    int n_refs; /* the user, the owner */
+    /* the reader's */
+    struct store taken; /* handed out by read_body */
+    bool saw_end;
+    struct head *saw_tail;
+    /* the writer's: not yet handed over */
+    struct packed *wr_heads, *wr_tail;
+    struct store wr;
+    bool wr_end;
+    bool wrote_end;
+    /* the owner's alone */
+    struct stream *next, *prev, *next_own;
+    bool seen_done; /* the user is through with it, and the owner knows */
+    bool seen_over; /* nothing but the end of our message is to come */
+    bool submitted; /* client role: the request was */
+    bool answered;  /* server role: its final head was */
+    bool closed, local_end, remote_end, deferred, held;
+    int64_t moved_at; /* ms: when the peer last took content */
+};
+
+struct h2; /* one HTTP/2 session (h2.c) */
+
+/* ---- where to, and a way to it ------------------------------------------- */
 
 struct origin {
     bool tls;                /* https */
@@ -377,12 +481,15 @@ struct clock_marks { /* µs each step took; -1: there was none */
 
 struct upstream { /* a way to an origin; belongs to whoever took it */
     struct origin origin;
-    struct end end;
+    struct end end; /* fd -1: a stream of a shared session */
     struct h1 h1;
-    struct http *http;   /* what to speak on; NULL: bare, TLS not begun */
-    char addr[ADDR_MAX]; /* the peer's address */
+    struct stream *stream;   /* set: http is its */
+    struct session *session; /* whose stream it is (session.c) */
+    struct http *http;       /* what to speak on; NULL: bare, TLS not begun */
+    char addr[ADDR_MAX];     /* the peer's address */
     struct clock_marks took;
     bool reused;       /* carried an exchange before this one */
+    bool plain_only;   /* HTTP/1 was all we offered: for an upgrade */
     bool bound;        /* saw connection-bound authentication: never shared */
     bool ticket_saved; /* its TLS session can be resumed */
     bool insecure;     /* its certificate was not verified, by setting */
@@ -401,6 +508,7 @@ struct weir { /* what all connections share; one, made by proxy.c */
     struct config *_Atomic config;
     struct listeners *listeners;
     struct pool *conns;
+    struct pool *exchanges; /* serve streams of clients' sessions */
     struct mitm *mitm;
     struct upstreams *upstreams;
     char via[64];       /* our pseudonym, e.g. "weir-3f9a" */
@@ -415,6 +523,7 @@ struct client { /* who asks: all that an exchange needs of its connection */
     struct weir *weir;
     const struct config *conf;
     uint64_t id;
+    int64_t stream; /* of its session; -1: none */
     uint64_t n_exchanges;
     char addr[ADDR_MAX];
     bool tls;                    /* what it spoke to us */
@@ -444,11 +553,17 @@ struct exchange {
     struct clock_marks took;
     char addr[ADDR_MAX]; /* of the origin; "": none was reached */
     bool reused;
+    enum version spoke;            /* with the origin; meant if addr is set */
     bool own;                      /* the answer was made by weir */
     int64_t first_us;              /* the first answer byte */
     int status;                    /* of the final answer; 0: none was sent */
     uint64_t up_bytes, down_bytes; /* of content */
     struct fail fail;              /* what ended it; why NONE: it completed */
+};
+
+struct tunnel_side { /* an end, or a stream of an h2/h3 session */
+    struct end *end;
+    struct http *http; /* used when end is NULL: its content is the bytes */
 };
 
 struct tunnel_result { /* how a tunnel went */
@@ -463,6 +578,7 @@ enum conn_state {
     ST_REQUEST,
     ST_DIAL,
     ST_EXCHANGE,
+    ST_SESSION,
     ST_TUNNEL,
     ST_LINGER,
     ST_CLOSE,
@@ -482,8 +598,11 @@ struct conn {
     struct origin target;   /* of a CONNECT, of an interception */
     bool target_known;      /* target is set: this is no proxy request */
     bool opaque;            /* what comes next is no HTTP */
+    bool alpn_h2;           /* HTTP/2 was agreed on in the handshake */
+    bool switched;          /* up and the client are raw, behind a 101 */
     bool cut;               /* close without a clean end */
     struct upstream *up;    /* kept for the next exchange, or for the tunnel */
+    struct h2 *h2;          /* NULL: it speaks HTTP/1 */
     int tunnel_idle_ms;
     struct tunnel_result tunnel;
     int64_t began_us;
@@ -505,8 +624,9 @@ struct listeners;
 struct listeners *listeners_new(struct weir *, const struct config *, char *err,
                                 size_t cap);
 bool listeners_start(struct listeners *, char *err, size_t cap);
-void listeners_serve(void *conn, struct worker *);      /* the pool's serve() */
-void listeners_retime(struct listeners *, int idle_ms); /* after a reload */
+void listeners_serve(void *conn, struct worker *); /* the pool's serve() */
+bool listeners_adopt(struct listeners *, struct conn *); /* false: no room */
+void listeners_retime(struct listeners *, int idle_ms);  /* after a reload */
 void listeners_address(const struct listeners *, size_t i, char *out,
                        size_t cap); /* as bound, e.g. "127.0.0.1:8080" */
 size_t listeners_count(const struct listeners *);
@@ -570,6 +690,18 @@ enum conn_state conn_run(struct conn *, struct worker *); /* PARKED or DONE */
 void conn_refuse(struct conn *, enum why); /* without waiting; then conn_free */
 void conn_timeout(struct conn *);          /* parked past its `until` */
 void conn_free(struct conn *);
+/* A CONNECT's target that a stream leads to; the other end of fd is pumped. */
+struct conn *conn_new_inside(const struct client *, int fd,
+                             const struct origin *, struct upstream *);
+/* May what follows a CONNECT to o be looked into? */
+bool conn_wants(const struct config *, const struct origin *);
+
+/* ---- serve.c: one stream of a client's session --------------------------- */
+
+struct served; /* a stream, and who asks */
+struct served *served_new(struct stream *, const struct client *);
+void serve_stream(void *served, struct worker *); /* the pool's serve() */
+void serve_refuse(void *served, enum why);        /* no worker will take it */
 
 /* ---- end.c: an endpoint -------------------------------------------------- */
 
@@ -581,6 +713,9 @@ enum why end_fill(struct end *, size_t cap, struct fail *); /* >= 1 more byte */
 enum why end_read(struct end *, void *buf, size_t cap, size_t *n,
                   struct fail *);
 enum why end_write(struct end *, struct iovec *, int n, struct fail *);
+enum why end_try_write(struct end *, const void *at, size_t len, size_t *n,
+                       struct fail *); /* without waiting */
+bool end_unsent(struct end *);         /* does something wait in it? */
 enum why end_finish(struct end *, struct fail *); /* our direction is over */
 enum why end_splice(struct end *from, struct end *to, const int pipe_fds[2],
                     size_t max, size_t *n, struct fail *); /* plain sockets */
@@ -676,6 +811,82 @@ enum why h1_parse_chunks(struct h1_chunks *, const char *raw, size_t len,
                          size_t *used, struct span *data, struct fail *);
 struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
 
+/* ---- fields.c: heads in the fields of HTTP/2 and 3 ----------------------- */
+
+struct section { /* one that is being received */
+    struct head head;
+    struct span method, scheme, authority, path, protocol, status;
+    size_t bytes; /* as RFC 9113 section 6.5.2 counts */
+    size_t max_bytes, max_fields;
+    bool over;   /* a ceiling was met: fields are dropped */
+    bool failed; /* no memory */
+};
+void section_init(struct section *, const struct config *);
+void section_reset(struct section *);
+void section_clear(struct section *);
+void section_add(struct section *, struct span name, struct span value,
+                 bool secret);
+/* The head that it makes; ends: no content follows.  The section is empty
+ * afterwards.  WHY_PROTO: malformed. */
+enum why section_request(struct section *, bool ends, struct head *,
+                         struct fail *);
+enum why section_answer(struct section *, bool ends, struct head *,
+                        struct fail *);
+void section_tail(struct section *, struct head *);
+struct packed *pack_head(const struct head *,
+                         bool head_only); /* NULL: memory */
+struct packed *pack_tail(const struct head *);
+
+/* ---- stream.c: between a session's owner and a stream's user ------------- */
+
+bool hub_init(struct hub *); /* false: no descriptor */
+void hub_clear(struct hub *);
+struct stream *hub_call(struct hub *); /* the next who calls; NULL: nobody */
+void hub_wake(struct hub *);           /* needs hub->lock */
+bool hub_sleep(struct hub *);          /* false: somebody calls, look again */
+void hub_awake(struct hub *);
+void hub_over(struct hub *);      /* every stream is broken */
+bool hub_over_idle(struct hub *); /* the same, if nobody uses one */
+bool hub_wait_left(struct hub *); /* false: somebody calls */
+size_t hub_live(struct hub *);
+
+bool store_add(struct store *, const void *, size_t len); /* false: memory */
+void store_clear(struct store *);
+struct stream *stream_new(struct hub *, enum side, enum version, int idle_ms);
+void stream_give(struct stream *); /* the user is through with it */
+void stream_drop(struct stream *); /* the owner is */
+bool stream_put_head(struct stream *, struct head *); /* takes what is in it */
+bool stream_put_data(struct stream *, const void *, size_t len);
+void stream_put_end(struct stream *, struct head *tail); /* tail may be NULL */
+void stream_break(struct stream *, enum why, const char *op, int code,
+                  const char *(*text)(int));
+void stream_deafen(struct stream *);
+size_t stream_unread(struct stream *); /* no credit was given for it */
+
+/* ---- h2.c: HTTP/2 sessions ----------------------------------------------- */
+
+struct h2_user { /* whoever has a session */
+    struct weir *weir;
+    /* Server role: a request has come on a stream; false: nobody can serve it.
+     * He gives the stream back. */
+    bool (*begin)(void *arg, struct stream *);
+    void *arg;
+    uint64_t id; /* for the log; 0: none */
+};
+struct h2 *h2_new(struct end *, enum side, const struct config *,
+                  const struct h2_user *);
+void h2_free(struct h2 *);
+/* Own the session until it is over, or has been idle for linger_ms.
+ * WHY_NONE: idle, may be called again; WHY_EOF: it ended well. */
+enum why h2_run(struct h2 *, int linger_ms, struct fail *);
+void h2_goodbye(struct h2 *); /* GOAWAY, if it can be sent without waiting */
+uint64_t h2_served(const struct h2 *); /* streams that have been */
+/* Client role; any thread.  A stream not yet opened; NULL: no room, or it
+ * takes no more. */
+struct stream *h2_open(struct h2 *, bool *used);
+int h2_extended(struct h2 *, int64_t until); /* 1: yes, 0: no, -1: over */
+void h2_stop(struct h2 *);                   /* end it, from any thread */
+
 /* ---- ca.c: our certificate authority, on disk ---------------------------- */
 
 struct ca {    /* never changes once made */
@@ -768,12 +979,15 @@ void upstreams_reap(struct upstreams *,
 struct upstream *upstream_dial(const struct client *, const struct origin *,
                                struct fail *);
 /* TLS on a bare way to an https origin, and the codec to speak on. */
-enum why upstream_ready(const struct client *, struct upstream *,
+enum why upstream_ready(const struct client *, struct upstream *, unsigned alpn,
                         struct fail *);
 /* A way to speak HTTP on: reused (unless fresh), or dialled and made ready. */
 struct upstream *upstream_take(const struct client *, const struct origin *,
-                               bool fresh, struct fail *);
+                               struct span upgrade, bool fresh, struct fail *);
+/* Can this way carry a request with that upgrade?  Empty: none. */
+bool upstream_serves(const struct upstream *, struct span upgrade);
 void upstream_give(const struct client *, struct upstream *); /* for reuse */
+struct tunnel_side upstream_side(struct upstream *);          /* after a 101 */
 bool upstream_alive(struct upstream *); /* idle, and fit for an exchange? */
 void upstream_free(struct upstream *);  /* closes; NULL: nothing */
 /* Is there an idle one? */
@@ -782,15 +996,28 @@ bool upstream_known(const struct client *, const struct origin *,
                     struct known *);
 bool origin_same(const struct origin *, const struct origin *);
 
+/* ---- session.c: HTTP/2 connections that exchanges share ------------------ */
+
+struct sessions;
+struct dialling;
+struct sessions *sessions_new(struct secure *);
+void sessions_free(struct sessions *);
+void sessions_reap(struct sessions *);
+enum why session_start(struct sessions *, const struct client *,
+                       struct upstream *, struct fail *);
+bool session_take(struct sessions *, const struct origin *, struct upstream *);
+bool session_extended(const struct upstream *);
+struct dialling *sessions_turn(struct sessions *, const struct origin *,
+                               int64_t until);
+void sessions_turned(struct sessions *, struct dialling *);
+
 /* ---- tunnel.c: bytes both ways ------------------------------------------- */
 
-struct tunnel_side { /* an end, or a stream of an h2/h3 session */
-    struct end *end;
-    struct http *http; /* used when end is NULL: its content is the bytes */
-};
 void tunnel_run(struct worker *, const struct weir *, struct tunnel_side client,
                 struct tunnel_side server, int idle_ms, int half_closed_ms,
                 struct tunnel_result *);
+void tunnel_log(const struct client *, const struct upstream *,
+                const struct tunnel_result *, int64_t from_us);
 
 /* ---- log.c: one event, one line, one write(2) ---------------------------- */
 
