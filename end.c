@@ -286,7 +286,7 @@ static enum why layer_write(struct end *, struct tls *, const void *, size_t,
 static enum why
 tls_receive(struct end *e, struct tls *t, struct fail *f)
 {
-    size_t n;
+    size_t n = 0;
     enum why why;
 
     if (t->raw.cap == 0 && !bytes_room(&t->raw, TLS_IN))
@@ -900,8 +900,13 @@ end_pending(struct end *e)
         e->len += (size_t)got;
         return true;
     }
-    if (got == GNUTLS_E_AGAIN)
-        return false;
+    if (got == GNUTLS_E_AGAIN) { /* unless a layer below met its end */
+        const struct tls *t = e->tls->under;
+
+        while (t != NULL && !t->stashed)
+            t = t->under;
+        return t != NULL;
+    }
     e->tls->stash = (int)got; /* an end or an error: for the next read */
     e->tls->stashed = true;
     return true;

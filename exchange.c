@@ -366,8 +366,10 @@ take_way(struct exchange *x, bool fresh)
         upstream_free(x->up); /* dialled for a CONNECT, and no use */
         x->up = NULL;
     }
-    if (x->up == NULL)
+    if (x->up == NULL) {
+        assert(x->fail.why != WHY_NONE);
         return x->fail.why;
+    }
     memcpy(x->addr, x->up->addr, sizeof x->addr);
     x->reused = x->up->reused;
     x->took = x->reused ? (struct clock_marks){-1, -1, -1} : x->up->took;
