@@ -712,11 +712,35 @@ carry(struct exchange *x)
     return kept(x, answered);
 }
 
+/* A target as it was sent.  One that is refused may have a password in it,
+ * before its last "@", wherever the authority was meant to be. */
+static void
+log_sent_target(struct line *l, struct span target)
+{
+    const char *at =
+        target.len > 0 ? memrchr(target.at, '@', target.len) : NULL;
+    char text[1024] = "***";
+    size_t len = 3, left;
+
+    if (at == NULL) {
+        log_span(l, "target", target);
+        return;
+    }
+    left = target.len - (size_t)(at - target.at);
+    left = left < sizeof text - len ? left : sizeof text - len;
+    memcpy(text + len, at, left);
+    log_span(l, "target", (struct span){text, len + left});
+}
+
 static void
 log_exchange(const struct exchange *x)
 {
     struct line l;
     const struct client *c = x->client;
+    struct span authority = x->req->authority;
+    bool routed = authority.len > 0 &&
+                  memchr(authority.at, '@', authority.len) == NULL &&
+                  x->req->method_id != METHOD_CONNECT;
 
     if (!log_on(LEVEL_INFO))
         return;
@@ -725,7 +749,7 @@ log_exchange(const struct exchange *x)
     log_str(&l, "client", c->addr);
     log_str(&l, "version", version_name(x->req->version));
     log_span(&l, "method", x->req->method);
-    if (x->req->authority.len > 0 && x->req->method_id != METHOD_CONNECT) {
+    if (routed) {
         char target[2048];
         int n = snprintf(target, sizeof target, "%.*s://%.*s%.*s",
                          (int)x->req->scheme.len, x->req->scheme.at,
@@ -736,7 +760,7 @@ log_exchange(const struct exchange *x)
             n = (int)sizeof target - 1;
         log_span(&l, "target", (struct span){target, (size_t)n});
     } else {
-        log_span(&l, "target", x->req->target);
+        log_sent_target(&l, x->req->target);
     }
     log_int(&l, "status", x->status);
     log_int(&l, "up", (int64_t)x->up_bytes);
