@@ -506,6 +506,23 @@ pass_interim(struct exchange *x, struct upload *u)
     return WHY_NONE;
 }
 
+/* The origin is silent for longer than it may: still no failure while the
+ * client goes on sending, as the origin may wait for all of it.  Forgets the
+ * failure if so. */
+static bool
+upload_moves(struct exchange *x, struct upload *u, enum why why)
+{
+    int idle_ms = x->up->http->idle_ms != 0 ? x->up->http->idle_ms
+                                            : x->client->conf->idle_s * 1000;
+
+    if (why != WHY_IDLE || x->fail.side != SIDE_ORIGIN || !u->started ||
+        atomic_load(&u->done) ||
+        now_ms() - atomic_load(&u->moved_at) >= idle_ms)
+        return false;
+    x->fail = (struct fail){0};
+    return true;
+}
+
 /* The content, as it comes: whatever is there goes on before we wait. */
 static enum why
 carry_content(struct exchange *x, struct upload *u)
@@ -520,10 +537,14 @@ carry_content(struct exchange *x, struct upload *u)
             if ((why = down->ops->flush(down, &x->fail)) != WHY_NONE)
                 return why;
             why = splice_content(up, down, &u->moved_at, &x->fail);
+            if (upload_moves(x, u, why))
+                continue;
             if (why != WHY_NONE && why != WHY_MORE)
                 return why;
         }
         why = up->ops->read_body(up, &got, &x->fail);
+        if (upload_moves(x, u, why))
+            continue;
         if (why != WHY_NONE)
             break;
         if (u->started)
