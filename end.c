@@ -32,11 +32,11 @@
 #include "proxy.h"
 
 enum {
-    WATCH_MS = 1000,        /* how often a waiting end asks its watch */
-    RECORD_MAX = 16384,     /* content of one TLS record, RFC 8446 5.1 */
-    TLS_IN = 16384 + 512,   /* raw bytes read ahead at first: one record */
+    WATCH_MS = 1000,         /* how often a waiting end asks its watch */
+    RECORD_MAX = 16384,      /* content of one TLS record, RFC 8446 5.1 */
+    TLS_IN = 16384 + 512,    /* raw bytes read ahead at first: one record */
     TLS_IN_BULK = 4 * 16896, /* and when they come in bulk */
-    TLS_BATCH = 4,          /* records encrypted before one send(2) */
+    TLS_BATCH = 4,           /* records encrypted before one send(2) */
 };
 
 struct bytes { /* a queue in memory */
@@ -46,7 +46,7 @@ struct bytes { /* a queue in memory */
 
 struct tls {
     gnutls_session_t session;
-    struct tls *under; /* NULL: the socket */
+    struct tls *under;    /* NULL: the socket */
     pthread_mutex_t lock; /* around every GnuTLS call on the session */
     /* needs lock */
     struct bytes in;  /* raw bytes not yet decrypted */
@@ -62,7 +62,7 @@ struct tls {
     } last;
 };
 
-/* ---- a queue of bytes ------------------------------------------------------ */
+/* ---- a queue of bytes ---------------------------------------------------- */
 
 /* Room for n more bytes behind what is there; false: out of memory. */
 static bool
@@ -111,7 +111,7 @@ bytes_clear(struct bytes *b)
     *b = (struct bytes){0};
 }
 
-/* ---- the socket ------------------------------------------------------------ */
+/* ---- the socket ---------------------------------------------------------- */
 
 static void
 set_timeout(int fd, int which, int ms)
@@ -143,11 +143,29 @@ recv_wait(const struct end *e, int quiet_ms)
     return wait < 1 ? 1 : wait;
 }
 
+/* What is there, or WHY_MORE. */
+static enum why
+sock_recv_now(struct end *e, void *buf, size_t cap, size_t *n, struct fail *f)
+{
+    ssize_t got;
+
+    do
+        got = recv(e->fd, buf, cap, MSG_DONTWAIT);
+    while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return errno == EAGAIN ? WHY_MORE : fail_sys(f, e->side, "read", errno);
+    e->n_in += (uint64_t)got;
+    *n = (size_t)got;
+    return got > 0 ? WHY_NONE : WHY_EOF;
+}
+
 static enum why
 sock_recv(struct end *e, void *buf, size_t cap, size_t *n, struct fail *f)
 {
     int quiet_ms = 0;
 
+    if (e->no_wait)
+        return sock_recv_now(e, buf, cap, n, f);
     for (;;) {
         int wait = recv_wait(e, quiet_ms);
         ssize_t got;
@@ -217,7 +235,7 @@ sock_send(struct end *e, struct iovec *iov, int n, int flags, struct fail *f)
     return WHY_NONE;
 }
 
-/* ---- TLS layers ------------------------------------------------------------ */
+/* ---- TLS layers ---------------------------------------------------------- */
 
 /* GnuTLS wants raw bytes: from memory alone.  Needs tls->lock. */
 static ssize_t
@@ -259,8 +277,8 @@ tls_push(gnutls_transport_ptr_t arg, const giovec_t *iov, int n)
     return (ssize_t)total;
 }
 
-static enum why layer_read(struct end *, struct tls *, void *, size_t,
-                           size_t *, struct fail *);
+static enum why layer_read(struct end *, struct tls *, void *, size_t, size_t *,
+                           struct fail *);
 static enum why layer_write(struct end *, struct tls *, const void *, size_t,
                             struct fail *);
 
@@ -345,8 +363,8 @@ tls_flush_some(struct end *e, struct tls *t)
 
         iov.iov_base = t->out.at + t->out.start;
         iov.iov_len = t->out.len;
-        put = send(e->fd, iov.iov_base, iov.iov_len,
-                   MSG_NOSIGNAL | MSG_DONTWAIT);
+        put =
+            send(e->fd, iov.iov_base, iov.iov_len, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (put > 0)
             bytes_consume(&t->out, (size_t)put);
     }
@@ -449,6 +467,58 @@ layer_write(struct end *e, struct tls *t, const void *buf, size_t len,
     return WHY_NONE;
 }
 
+/* Encrypt into memory: `out` of t.  Needs t->lock. */
+static enum why
+tls_encrypt(struct end *e, struct tls *t, const char *at, size_t len,
+            struct fail *f)
+{
+    while (len > 0) {
+        size_t n = len < RECORD_MAX ? len : RECORD_MAX;
+        ssize_t put = gnutls_record_send(t->session, at, n);
+
+        if (put < 0)
+            return tls_failed(e, t, "write TLS", (int)put, f);
+        at += put;
+        len -= (size_t)put;
+    }
+    return WHY_NONE;
+}
+
+/* Send what waits in t, or the layers below, as far as the socket takes it at
+ * once.  The writer's, in no_wait mode: nobody else sends. */
+static enum why
+tls_send_now(struct end *e, struct tls *t, struct fail *f)
+{
+    enum why why = WHY_NONE;
+
+    pthread_mutex_lock(&t->lock);
+    if (t->under != NULL) {
+        pthread_mutex_lock(&t->under->lock);
+        why = tls_encrypt(e, t->under, t->out.at + t->out.start, t->out.len, f);
+        pthread_mutex_unlock(&t->under->lock);
+        t->out.start = t->out.len = 0;
+    }
+    while (why == WHY_NONE && t->out.len > 0) {
+        ssize_t put = send(e->fd, t->out.at + t->out.start, t->out.len,
+                           MSG_NOSIGNAL | MSG_DONTWAIT);
+
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0 && errno == EAGAIN)
+            break;
+        if (put < 0) {
+            why = fail_sys(f, e->side, "write", errno);
+            break;
+        }
+        e->n_out += (uint64_t)put;
+        bytes_consume(&t->out, (size_t)put);
+    }
+    pthread_mutex_unlock(&t->lock);
+    if (why == WHY_NONE && t->under != NULL)
+        return tls_send_now(e, t->under, f);
+    return why;
+}
+
 static void
 tls_free(struct tls *t)
 {
@@ -463,7 +533,7 @@ tls_free(struct tls *t)
     free(t);
 }
 
-/* ---- public ------------------------------------------------------------------ */
+/* ---- public -------------------------------------------------------------- */
 
 /*
  * end_init - an end on a connected, blocking socket, which it closes later.
@@ -633,6 +703,65 @@ end_write(struct end *e, struct iovec *iov, int n, struct fail *f)
     if (e->tls == NULL)
         return sock_send(e, iov, n, 0, f);
     return tls_write_pieces(e, iov, n, f);
+}
+
+/*
+ * end_try_write - send what the socket takes without waiting.
+ *
+ * n  bytes taken, 0 to len; written only on WHY_NONE.  TLS takes all or, while
+ *    end_unsent(), nothing: then call again when the socket can be written.
+ *
+ * Thread: the writer, who does all his writing by this.
+ */
+enum why
+end_try_write(struct end *e, const void *at, size_t len, size_t *n,
+              struct fail *f)
+{
+    struct tls *t = e->tls;
+    ssize_t put;
+    enum why why = WHY_NONE;
+
+    *n = 0;
+    if (t != NULL) {
+        if (end_unsent(e) &&
+            ((why = tls_send_now(e, t, f)) != WHY_NONE || end_unsent(e)))
+            return why;
+        pthread_mutex_lock(&t->lock);
+        why = tls_encrypt(e, t, at, len, f);
+        pthread_mutex_unlock(&t->lock);
+        if (why != WHY_NONE)
+            return why;
+        *n = len;
+        return tls_send_now(e, t, f);
+    }
+    if (len == 0)
+        return WHY_NONE;
+    do
+        put = send(e->fd, at, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (put < 0 && errno == EINTR);
+    if (put < 0)
+        return errno == EAGAIN ? WHY_NONE
+                               : fail_sys(f, e->side, "write", errno);
+    e->n_out += (uint64_t)put;
+    *n = (size_t)put;
+    return WHY_NONE;
+}
+
+/* Does something that end_try_write() took wait for the socket? */
+bool
+end_unsent(struct end *e)
+{
+    struct tls *t = e->tls;
+    bool unsent;
+
+    if (t == NULL)
+        return false;
+    while (t->under != NULL)
+        t = t->under;
+    pthread_mutex_lock(&t->lock);
+    unsent = t->out.len > 0;
+    pthread_mutex_unlock(&t->lock);
+    return unsent;
 }
 
 /*

@@ -25,11 +25,11 @@
 #include "proxy.h"
 
 enum {
-    INTERIM_MAX = 1000,       /* 1xx answers of one exchange */
-    SPLICE_FROM = 131072,     /* content left that is worth a pipe */
-    SPLICE_BYTES = 262144,    /* what the pipe shall hold */
-    DISCARD_MS = 2000,        /* how long unwanted content is read */
-    TICK_MS = 1000,           /* how often a wait for the twin looks around */
+    INTERIM_MAX = 1000,    /* 1xx answers of one exchange */
+    SPLICE_FROM = 131072,  /* content left that is worth a pipe */
+    SPLICE_BYTES = 262144, /* what the pipe shall hold */
+    DISCARD_MS = 2000,     /* how long unwanted content is read */
+    TICK_MS = 1000,        /* how often a wait for the twin looks around */
 };
 
 /* The request's content on its way up.  The gate is shut while the worker
@@ -50,7 +50,7 @@ struct upload {
     struct fail fail;
 };
 
-/* ---- bulk ---------------------------------------------------------------------- */
+/* ---- bulk ---------------------------------------------------------------- */
 
 /*
  * Bulk between two plain sockets does not come up to us: splice(2).  Moves all
@@ -88,7 +88,7 @@ splice_content(struct http *from, struct http *to, atomic_llong *moved_at,
     return why == WHY_EOF ? WHY_NONE : why;
 }
 
-/* ---- the request's content --------------------------------------------------- */
+/* ---- the request's content ----------------------------------------------- */
 
 static struct http *
 gate_pass(struct upload *u)
@@ -196,7 +196,8 @@ upload_run(void *arg)
     atomic_store(&u->done, true); /* before abort() wakes the worker */
     if (why != WHY_NONE && u->fail.side == SIDE_CLIENT && to != NULL)
         to->ops->abort(to, WHY_CUT); /* the origin must see it cut, too */
-    if (why != WHY_NONE && u->fail.side != SIDE_CLIENT) {
+    if (why != WHY_NONE && u->fail.side != SIDE_CLIENT &&
+        !u->x->down->ops->unwanted(u->x->down)) {
         atomic_store(&u->discard, true);
         upload_discard(u);
     }
@@ -215,8 +216,8 @@ upload_init(struct upload *u, struct exchange *x)
 static bool
 upload_client_failed(struct upload *u)
 {
-    return u->started && atomic_load(&u->done) &&
-           u->fail.why != WHY_NONE && u->fail.side == SIDE_CLIENT;
+    return u->started && atomic_load(&u->done) && u->fail.why != WHY_NONE &&
+           u->fail.side == SIDE_CLIENT;
 }
 
 /*
@@ -249,7 +250,7 @@ upload_join(struct upload *u, bool hopeless)
     pthread_mutex_destroy(&u->lock);
 }
 
-/* ---- going up ------------------------------------------------------------------- */
+/* ---- going up ------------------------------------------------------------ */
 
 /* Is the client gone, or weir told to stop?  Asked while the origin thinks. */
 static bool
@@ -348,7 +349,7 @@ take_way(struct exchange *x, bool fresh)
 {
     if (x->up != NULL &&
         (fresh || !origin_same(&x->up->origin, &x->origin) ||
-         !upstream_alive(x->up))) {
+         !upstream_alive(x->up) || !upstream_serves(x->up, x->req->upgrade))) {
         if (fresh || origin_same(&x->up->origin, &x->origin))
             upstream_free(x->up);
         else
@@ -356,10 +357,12 @@ take_way(struct exchange *x, bool fresh)
         x->up = NULL;
     }
     if (x->up == NULL) {
-        x->up = upstream_take(x->client, &x->origin, fresh, &x->fail);
+        x->up = upstream_take(x->client, &x->origin, x->req->upgrade, fresh,
+                              &x->fail);
     } else if (x->up->http != NULL) {
         x->up->reused = true;
-    } else if (upstream_ready(x->client, x->up, &x->fail) != WHY_NONE) {
+    } else if (upstream_ready(x->client, x->up, ALPN_HTTP1 | ALPN_H2,
+                              &x->fail) != WHY_NONE) {
         upstream_free(x->up); /* dialled for a CONNECT, and no use */
         x->up = NULL;
     }
@@ -401,13 +404,12 @@ send_request(struct exchange *x, struct upload *u, struct span *in_hand)
         u->begun = true; /* nobody else looks yet: the twin has not started */
     atomic_store(&u->moved_at, now_ms());
     gate_open(u, up);
-    if (!u->started &&
-        !(u->started = twin_start(x->worker, upload_run, u)))
+    if (!u->started && !(u->started = twin_start(x->worker, upload_run, u)))
         return fail_own(&x->fail, SIDE_WEIR, WHY_BUSY, "start a thread");
     return WHY_NONE;
 }
 
-/* ---- coming down ------------------------------------------------------------------ */
+/* ---- coming down --------------------------------------------------------- */
 
 /* One head from the origin.  Silence is no failure while the client is still
  * sending: nobody answers what he has not heard. */
@@ -438,8 +440,11 @@ read_answer(struct exchange *x, struct upload *u)
 static bool
 may_retry(struct exchange *x, struct upload *u, enum why why, bool in_hand)
 {
-    return x->up->reused && method_idempotent(x->req->method_id) &&
-           why == WHY_EOF && x->fail.side == SIDE_ORIGIN &&
+    bool harmless =
+        x->up->reused && why == WHY_EOF && method_idempotent(x->req->method_id);
+
+    return (harmless || why == WHY_UNPROCESSED) &&
+           x->fail.side == SIDE_ORIGIN &&
            (!u->started ? in_hand || x->down->ops->complete(x->down)
                         : gate_shut(u));
 }
@@ -459,7 +464,8 @@ first_answer(struct exchange *x, struct upload *u)
         x->up->http->watch = &watch;
         why = send_request(x, u, &in_hand);
         /* An origin that stops reading may have answered already. */
-        if (why == WHY_NONE || (why == WHY_SYS && x->fail.side == SIDE_ORIGIN)) {
+        if (why == WHY_NONE ||
+            (why == WHY_SYS && x->fail.side == SIDE_ORIGIN)) {
             struct fail sending = x->fail;
 
             x->fail = (struct fail){0};
@@ -475,6 +481,7 @@ first_answer(struct exchange *x, struct upload *u)
         x->fail = (struct fail){0};
     }
     x->first_us = now_us();
+    x->spoke = x->res->version;
     return WHY_NONE;
 }
 
@@ -604,7 +611,7 @@ pass_answer(struct exchange *x, struct upload *u)
     return why;
 }
 
-/* ---- the end ------------------------------------------------------------------------ */
+/* ---- the end ------------------------------------------------------------- */
 
 /* Content that is here already is read past, so that the connection can be
  * kept; if there is more to come it cannot. */
@@ -688,8 +695,8 @@ settle_blame(struct exchange *x, struct upload *u)
         x->fail = u->fail;
     else if (x->fail.why == WHY_OVER &&
              !atomic_load(&x->client->weir->stopping))
-        x->fail = (struct fail){.why = WHY_OVER, .side = SIDE_CLIENT,
-                                .op = "client left"};
+        x->fail = (struct fail){
+            .why = WHY_OVER, .side = SIDE_CLIENT, .op = "client left"};
 }
 
 /* With an origin: request up, answers down. */
@@ -767,6 +774,8 @@ log_exchange(const struct exchange *x)
         return;
     log_begin(&l, LEVEL_INFO, "exchange", c->id);
     log_int(&l, "n", (int64_t)c->n_exchanges);
+    if (c->stream >= 0)
+        log_int(&l, "stream", c->stream);
     log_str(&l, "client", c->addr);
     log_str(&l, "version", version_name(x->req->version));
     log_span(&l, "method", x->req->method);
@@ -792,6 +801,8 @@ log_exchange(const struct exchange *x)
         log_str(&l, "upstream", x->reused ? "reused" : "new");
     if (x->addr[0] != '\0')
         log_str(&l, "origin", x->addr);
+    if (x->first_us != 0)
+        log_str(&l, "origin_version", version_name(x->spoke));
     log_ms(&l, "dns_ms", x->took.dns_us);
     log_ms(&l, "connect_ms", x->took.connect_us);
     log_ms(&l, "tls_ms", x->took.tls_us);

@@ -272,8 +272,7 @@ wake(const struct listeners *ls)
     (void)put;
 }
 
-/* ---- the lists: all live connections, the parked among them
- * ------------------ */
+/* ---- the lists: all live connections, the parked among them -------------- */
 
 static void
 live_add(struct listeners *ls, struct conn *c)
@@ -359,8 +358,7 @@ park(struct listeners *ls, struct conn *c)
     return parked;
 }
 
-/* ---- the accept thread
- * --------------------------------------------------------- */
+/* ---- the accept thread --------------------------------------------------- */
 
 /* No worker is free for this request. */
 static void
@@ -523,12 +521,15 @@ tick(struct listeners *ls, int64_t now)
     struct config *conf = config_take(ls->weir);
     int64_t waits_since = now - conf->queue_s * 1000LL;
     struct conn *c;
+    void *stream;
 
     if (ls->paused)
         accept_resume(ls);
     reap_parked(ls, now);
     while ((c = pool_expire(ls->weir->conns, waits_since)) != NULL)
         refuse(ls, c);
+    while ((stream = pool_expire(ls->weir->exchanges, waits_since)) != NULL)
+        serve_refuse(stream, WHY_BUSY);
     upstreams_reap(ls->weir->upstreams, conf);
     config_give(conf);
 }
@@ -628,8 +629,7 @@ accept_main(void *arg)
     return NULL;
 }
 
-/* ---- public
- * ----------------------------------------------------------------------- */
+/* ---- public -------------------------------------------------------------- */
 
 /*
  * listeners_new - open what conf->listen names; nobody is accepted yet.
@@ -721,6 +721,22 @@ listeners_serve(void *job, struct worker *w)
         conn_over(ls, c);
     else if (!park(ls, c))
         dismiss(ls, c);
+}
+
+/*
+ * listeners_adopt - a connection that did not come by a listener.
+ *
+ * Returns false when no worker can take it; it is gone then, too.
+ * Thread: any.  Blocks: never.
+ */
+bool
+listeners_adopt(struct listeners *ls, struct conn *c)
+{
+    live_add(ls, c);
+    if (pool_submit(ls->weir->conns, c))
+        return true;
+    refuse(ls, c);
+    return false;
 }
 
 /* New connections get another limit for reads and writes.  Thread: main. */

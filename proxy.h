@@ -36,37 +36,39 @@ enum {
     TUNNEL_BUF = 65536,   /* a tunnel direction that copies bulk */
 };
 
-/* ---- what can stop us --------------------------------------------------- */
+/* ---- what can stop us ---------------------------------------------------- */
 
 /* name, status if the client did it, if the upstream did (0: none),
  * Proxy-Status error (RFC 9209 section 2.3) if the upstream did, log text */
-#define WHY_TABLE(W)                                                           \
-    W(NONE, 0, 0, NULL, "went through")                                        \
-    W(MORE, 0, 0, NULL, "needs more bytes")                                    \
-    W(EOF, 400, 502, "connection_terminated", "peer finished")                 \
-    W(CUT, 400, 502, "http_response_incomplete", "message cut short")          \
-    W(IDLE, 408, 504, "connection_read_timeout", "quiet for too long")         \
-    W(LATE, 408, 504, "http_response_timeout", "deadline passed")              \
-    W(PROTO, 400, 502, "http_protocol_error", "peer broke the protocol")       \
-    W(LIMIT, 431, 502, "http_response_header_section_size",                    \
-      "over one of our ceilings")                                              \
-    W(URI, 414, 502, "http_protocol_error", "target too long")                 \
-    W(UNKNOWN, 501, 502, "http_response_transfer_coding",                      \
-      "coding or method unknown to us")                                        \
-    W(VERSION, 505, 502, "http_protocol_error", "HTTP version unknown to us")  \
-    W(TLS, 0, 502, "tls_protocol_error", "TLS failed")                         \
-    W(ALERT, 0, 502, "tls_alert_received", "peer sent a TLS alert")            \
-    W(CERT, 0, 502, "tls_certificate_error", "certificate not acceptable")     \
-    W(DNS, 0, 502, "dns_error", "name not resolved")                           \
-    W(DNS_LATE, 0, 504, "dns_timeout", "name not resolved in time")            \
-    W(REFUSED, 0, 502, "connection_refused", "connection refused")             \
-    W(UNREACHABLE, 0, 502, "destination_ip_unroutable", "no way to the host")  \
-    W(CONNECT_LATE, 0, 504, "connection_timeout", "not connected in time")     \
-    W(SYS, 0, 502, "connection_terminated", "system call failed")              \
-    W(BUSY, 503, 503, "connection_limit_reached", "no worker free in time")    \
-    W(POLICY, 403, 403, "http_request_denied", "not allowed")                  \
-    W(LOOP, 403, 403, "proxy_loop_detected", "request came back to us")        \
-    W(OVER, 0, 0, NULL, "nobody waits for it any more")                        \
+#define WHY_TABLE(W)                                                          \
+    W(NONE, 0, 0, NULL, "went through")                                       \
+    W(MORE, 0, 0, NULL, "needs more bytes")                                   \
+    W(EOF, 400, 502, "connection_terminated", "peer finished")                \
+    W(CUT, 400, 502, "http_response_incomplete", "message cut short")         \
+    W(IDLE, 408, 504, "connection_read_timeout", "quiet for too long")        \
+    W(LATE, 408, 504, "http_response_timeout", "deadline passed")             \
+    W(PROTO, 400, 502, "http_protocol_error", "peer broke the protocol")      \
+    W(LIMIT, 431, 502, "http_response_header_section_size",                   \
+      "over one of our ceilings")                                             \
+    W(URI, 414, 502, "http_protocol_error", "target too long")                \
+    W(UNKNOWN, 501, 502, "http_response_transfer_coding",                     \
+      "coding or method unknown to us")                                       \
+    W(VERSION, 505, 502, "http_protocol_error", "HTTP version unknown to us") \
+    W(TLS, 0, 502, "tls_protocol_error", "TLS failed")                        \
+    W(ALERT, 0, 502, "tls_alert_received", "peer sent a TLS alert")           \
+    W(CERT, 0, 502, "tls_certificate_error", "certificate not acceptable")    \
+    W(DNS, 0, 502, "dns_error", "name not resolved")                          \
+    W(DNS_LATE, 0, 504, "dns_timeout", "name not resolved in time")           \
+    W(REFUSED, 0, 502, "connection_refused", "connection refused")            \
+    W(UNREACHABLE, 0, 502, "destination_ip_unroutable", "no way to the host") \
+    W(CONNECT_LATE, 0, 504, "connection_timeout", "not connected in time")    \
+    W(SYS, 0, 502, "connection_terminated", "system call failed")             \
+    W(BUSY, 503, 503, "connection_limit_reached", "no worker free in time")   \
+    W(UNPROCESSED, 503, 502, "connection_terminated",                         \
+      "peer did not begin with it")                                           \
+    W(POLICY, 403, 403, "http_request_denied", "not allowed")                 \
+    W(LOOP, 403, 403, "proxy_loop_detected", "request came back to us")       \
+    W(OVER, 0, 0, NULL, "nobody waits for it any more")                       \
     W(DRAIN, 503, 503, "proxy_internal_error", "weir is shutting down")
 #define W(name, client, upstream, error, text) WHY_##name,
 enum why { WHY_TABLE(W) WHY_COUNT };
@@ -82,7 +84,7 @@ struct fail { /* the first failure; later ones are its consequences */
     const char *(*text)(int); /* sys_text, gnutls_strerror, cert_text, ... */
 };
 
-/* ---- text --------------------------------------------------------------- */
+/* ---- text ---------------------------------------------------------------- */
 
 struct span { /* text in somebody's buffer: no NUL, dead when the buffer is */
     const char *at;
@@ -91,7 +93,7 @@ struct span { /* text in somebody's buffer: no NUL, dead when the buffer is */
 
 struct arena; /* growing memory whose pieces never move (http.c) */
 
-/* ---- settings ----------------------------------------------------------- */
+/* ---- settings ------------------------------------------------------------ */
 
 struct match; /* a list of host globs, suffixes, CIDR blocks, ports (match.c) */
 
@@ -121,7 +123,7 @@ struct config {
     char **names; /* further names and addresses that are weir itself */
     size_t n_names;
     char via[64]; /* pseudonym in Via; empty: made at start */
-    int workers, queue, stack_kib;
+    int workers, exchanges, queue, stack_kib;
     int idle_s, head_s, queue_s, grace_s, linger_ms;
     int head_bytes, fields, target_bytes;
 
@@ -130,12 +132,18 @@ struct config {
     int reuse_per_origin, reuse_total, reuse_s;
     char *upstream_ca;      /* PEM file on top of the system's; NULL: none */
     struct match *insecure; /* hosts whose certificates are not verified */
+    struct match *h2c;      /* plain hosts that are spoken to in HTTP/2 */
+
+    /* [http2] */
+    int streams, window_kib, session_kib, stall_s;
+    int resets, settings, pings, empty_frames, priorities, updates;
 
     /* [tunnel] */
     int stream_idle_s, half_closed_s;
 
     /* [intercept] */
     bool intercept;
+    enum alpn_mode { ALPN_MIRROR, ALPN_ALWAYS_H2, ALPN_NEVER_H2 } alpn;
     struct match *only, *except; /* empty only: everything */
     char *dir;                   /* the CA's home; NULL: ~/.weir */
     int leaf_days, leaf_cache, sniff_ms;
@@ -150,7 +158,7 @@ struct config {
     char *log_file; /* NULL: standard error */
 };
 
-/* ---- one side of a byte pipe -------------------------------------------- */
+/* ---- one side of a byte pipe --------------------------------------------- */
 
 struct tls; /* a TLS layer over a socket, or over another TLS layer (end.c) */
 
@@ -172,8 +180,9 @@ struct end {
     /* the reader's alone: bytes read and not yet consumed */
     char *buf;
     size_t start, len, cap;
-    bool filled; /* by the last read, from end to end */
-    int rcv_ms; /* what SO_RCVTIMEO is now */
+    bool filled;  /* by the last read, from end to end */
+    int rcv_ms;   /* what SO_RCVTIMEO is now */
+    bool no_wait; /* set by its user: reads answer WHY_MORE, not wait */
     uint64_t n_in;
     /* the writer's alone */
     int snd_ms; /* what SO_SNDTIMEO is now */
@@ -184,7 +193,8 @@ struct end {
 
 enum version { HTTP_10, HTTP_11, HTTP_2, HTTP_3 };
 
-enum method { /* those whose semantics we act on */
+/* Those whose semantics we act on. */
+enum method {
     METHOD_OTHER,
     METHOD_GET,
     METHOD_HEAD,
@@ -206,6 +216,7 @@ enum body {
 
 struct field {
     struct span name, value; /* spelling as received; value trimmed */
+    bool secret;             /* never to be indexed (RFC 7541 section 7.1.3) */
 };
 
 /* A request or an answer, or (fields only) a trailer section.  All spans
@@ -229,7 +240,9 @@ struct head {
     size_t n_fields, cap_fields;
     enum body body;
     uint64_t length;
-    struct span upgrade;    /* protocols asked for, or switched to (101) */
+    /* Protocols asked for, or switched to (101).  An extended CONNECT (RFC
+     * 8441) is a GET with an upgrade as well, and its 200 a 101. */
+    struct span upgrade;
     struct span connection; /* options of all Connection fields, joined */
     bool expects_continue, te_trailers;
 };
@@ -260,6 +273,9 @@ struct http_ops {
     enum why (*write_end)(struct http *, const struct head *trailers,
                           struct fail *);
     enum why (*flush)(struct http *, struct fail *);
+    /* The rest of the content is of no use.  True: the codec sees to it that
+     * none comes; false: it has to be read past.  The reader's. */
+    bool (*unwanted)(struct http *);
     /* Is the peer gone for good, so that nobody waits for our answer? */
     bool (*gone)(struct http *);
     /* May the connection (h2: always) carry another exchange after this? */
@@ -338,15 +354,104 @@ struct h1 {
     bool we_last;     /* we said that we close, or failed to write */
     char *out;        /* head and small content not yet sent */
     size_t out_len, out_cap;
+    /* RFC 6455 section 4: the key of a request, where the peer of this
+     * connection or the other version's has none of its own */
+    char ws_key[32]; /* as text; "": none */
+    bool ws_ours;    /* made here, so the answer is checked here */
     /* any thread */
     atomic_bool until_close; /* only our FIN ends the message being written */
     atomic_bool aborted;
 };
 
-/* ---- where to, and a way to it ------------------------------------------ */
+/* ---- streams of a session ------------------------------------------------ */
+
+struct store { /* a queue of bytes; at NULL: none were ever there */
+    char *at;
+    size_t start, len, cap;
+};
+
+/* A head or a trailer section on its way to a session's owner, in the fields
+ * of HTTP/2 and 3: pseudo-fields first, names in lower case (fields.c). */
+struct packed {
+    struct packed *next;
+    int status; /* 0: a request, or trailers */
+    size_t n;
+    struct field at[]; /* their text stands behind them */
+};
+
+struct got { /* a head on its way to a stream's user */
+    struct head head;
+    struct got *next;
+};
+
+/* Between the owner of a session and its streams (stream.c). */
+struct hub {
+    pthread_mutex_t lock;
+    int wake_fd; /* an eventfd that the owner polls */
+    /* needs lock */
+    bool asleep; /* the owner polls, or is about to: it has to be woken */
+    bool over;   /* nobody serves the streams any more */
+    struct stream *calls, *last_call; /* who wants something of the owner */
+    size_t n_live;                    /* streams whose user is not through */
+    size_t owed;                      /* bytes read, no credit given yet */
+    pthread_cond_t left;              /* n_live is 0 */
+};
+
+struct stream {
+    struct http http; /* first: the codec casts */
+    struct hub *hub;
+    void *session; /* the owner's */
+    /* set before a second thread looks, then only read */
+    int64_t id;          /* -1: not opened yet */
+    bool connect;        /* a CONNECT of any kind: its content is no HTTP's */
+    bool extended;       /* one with a :protocol */
+    bool head_only;      /* the answer to a HEAD */
+    int idle_ms;         /* longest quiet in a read or write */
+    struct fail refused; /* the request was read, and will not do */
+    pthread_cond_t news; /* to its users: look again */
+    /* needs hub->lock */
+    bool called; /* is in hub->calls */
+    struct stream *next_call;
+    struct got *heads;  /* in: read_head takes the first */
+    struct head *tail;  /* in: trailers */
+    struct store in;    /* in: content not yet taken by the reader */
+    bool in_end;        /* in: its end has come */
+    struct fail broken; /* the stream is over, by this */
+    bool deaf;          /* the peer takes no more from us */
+    size_t credit;      /* read, to be given back to the peer */
+    struct packed *out_heads, *out_tail;
+    struct store out;
+    bool out_end;
+    bool switched;      /* extended: its 101 has passed */
+    bool unwanted;      /* no more content is wanted */
+    bool aborted, done; /* by its user; done: he is through with it */
+    enum why abort_why;
+    int n_refs; /* the user, the owner */
+    /* the reader's */
+    struct store taken; /* handed out by read_body */
+    bool saw_end;
+    struct head *saw_tail;
+    /* the writer's: not yet handed over */
+    struct packed *wr_heads, *wr_tail;
+    struct store wr;
+    bool wr_end;
+    bool wrote_end;
+    /* the owner's alone */
+    struct stream *next, *prev, *next_own;
+    bool seen_done; /* the user is through with it, and the owner knows */
+    bool seen_over; /* nothing but the end of our message is to come */
+    bool submitted; /* client role: the request was */
+    bool answered;  /* server role: its final head was */
+    bool closed, local_end, remote_end, deferred, held;
+    int64_t moved_at; /* ms: when the peer last took content */
+};
+
+struct h2; /* one HTTP/2 session (h2.c) */
+
+/* ---- where to, and a way to it ------------------------------------------- */
 
 struct origin {
-    bool tls; /* https */
+    bool tls;                /* https */
     char host[HOST_MAX + 1]; /* lower case, no brackets, never empty */
     uint16_t port;
     char sni[HOST_MAX + 1]; /* name for SNI and verification; "": host */
@@ -365,7 +470,7 @@ struct hello { /* what a ClientHello says (RFC 8446 section 4.1.2) */
     unsigned alpn;          /* set of enum alpn; 0: no offer */
 };
 
-struct known { /* what we remember of an origin's TLS */
+struct known {     /* what we remember of an origin's TLS */
     unsigned alpn; /* what it chose: one of enum alpn, 0: none */
     struct names names;
 };
@@ -376,16 +481,19 @@ struct clock_marks { /* µs each step took; -1: there was none */
 
 struct upstream { /* a way to an origin; belongs to whoever took it */
     struct origin origin;
-    struct end end;
+    struct end end; /* fd -1: a stream of a shared session */
     struct h1 h1;
-    struct http *http;   /* what to speak on; NULL: bare, TLS not begun */
-    char addr[ADDR_MAX]; /* the peer's address */
+    struct stream *stream;   /* set: http is its */
+    struct session *session; /* whose stream it is (session.c) */
+    struct http *http;       /* what to speak on; NULL: bare, TLS not begun */
+    char addr[ADDR_MAX];     /* the peer's address */
     struct clock_marks took;
-    bool reused;      /* carried an exchange before this one */
-    bool bound;       /* saw connection-bound authentication: never shared */
+    bool reused;       /* carried an exchange before this one */
+    bool plain_only;   /* HTTP/1 was all we offered: for an upgrade */
+    bool bound;        /* saw connection-bound authentication: never shared */
     bool ticket_saved; /* its TLS session can be resumed */
     bool insecure;     /* its certificate was not verified, by setting */
-    int64_t given_at; /* ms; upstream.c's cache */
+    int64_t given_at;  /* ms; upstream.c's cache */
     struct upstream *next, *prev, *newer, *older; /* upstream.c's cache */
 };
 
@@ -400,10 +508,11 @@ struct weir { /* what all connections share; one, made by proxy.c */
     struct config *_Atomic config;
     struct listeners *listeners;
     struct pool *conns;
+    struct pool *exchanges; /* serve streams of clients' sessions */
     struct mitm *mitm;
     struct upstreams *upstreams;
-    char via[64];          /* our pseudonym, e.g. "weir-3f9a" */
-    uint16_t ports[16];    /* that we listen on */
+    char via[64];       /* our pseudonym, e.g. "weir-3f9a" */
+    uint16_t ports[16]; /* that we listen on */
     size_t n_ports;
     atomic_ullong n_conns; /* the last connection id */
     atomic_bool draining;  /* finish what is in flight, start nothing */
@@ -414,17 +523,18 @@ struct client { /* who asks: all that an exchange needs of its connection */
     struct weir *weir;
     const struct config *conf;
     uint64_t id;
+    int64_t stream; /* of its session; -1: none */
     uint64_t n_exchanges;
     char addr[ADDR_MAX];
     bool tls;                    /* what it spoke to us */
-    const struct origin *inside; /* the target is known; NULL: a proxy request */
+    const struct origin *inside; /* the known target; NULL: a proxy request */
     bool own_name; /* TLS for our own name: origin-form means our pages */
 };
 
 enum exchange_end {
     EXCHANGE_KEEP,  /* another may follow on the client's connection */
     EXCHANGE_CLOSE, /* none may; the answer is complete */
-    EXCHANGE_CUT,   /* none may; the client must see that something is missing */
+    EXCHANGE_CUT,   /* none may; the client must see that it is cut short */
     EXCHANGE_RAW,   /* 101 went down: x->up and the client are a tunnel now */
 };
 
@@ -443,11 +553,17 @@ struct exchange {
     struct clock_marks took;
     char addr[ADDR_MAX]; /* of the origin; "": none was reached */
     bool reused;
-    bool own;              /* the answer was made by weir */
-    int64_t first_us;      /* the first answer byte */
-    int status;            /* of the final answer; 0: none was sent */
+    enum version spoke;            /* with the origin; meant if addr is set */
+    bool own;                      /* the answer was made by weir */
+    int64_t first_us;              /* the first answer byte */
+    int status;                    /* of the final answer; 0: none was sent */
     uint64_t up_bytes, down_bytes; /* of content */
-    struct fail fail;      /* what ended it; why NONE: it completed */
+    struct fail fail;              /* what ended it; why NONE: it completed */
+};
+
+struct tunnel_side { /* an end, or a stream of an h2/h3 session */
+    struct end *end;
+    struct http *http; /* used when end is NULL: its content is the bytes */
 };
 
 struct tunnel_result { /* how a tunnel went */
@@ -462,6 +578,7 @@ enum conn_state {
     ST_REQUEST,
     ST_DIAL,
     ST_EXCHANGE,
+    ST_SESSION,
     ST_TUNNEL,
     ST_LINGER,
     ST_CLOSE,
@@ -481,8 +598,11 @@ struct conn {
     struct origin target;   /* of a CONNECT, of an interception */
     bool target_known;      /* target is set: this is no proxy request */
     bool opaque;            /* what comes next is no HTTP */
+    bool alpn_h2;           /* HTTP/2 was agreed on in the handshake */
+    bool switched;          /* up and the client are raw, behind a 101 */
     bool cut;               /* close without a clean end */
     struct upstream *up;    /* kept for the next exchange, or for the tunnel */
+    struct h2 *h2;          /* NULL: it speaks HTTP/1 */
     int tunnel_idle_ms;
     struct tunnel_result tunnel;
     int64_t began_us;
@@ -501,16 +621,17 @@ struct conn {
 /* ---- listen.c: listeners, accept thread, parking ------------------------- */
 
 struct listeners;
-struct listeners *listeners_new(struct weir *, const struct config *,
-                                char *err, size_t cap);
+struct listeners *listeners_new(struct weir *, const struct config *, char *err,
+                                size_t cap);
 bool listeners_start(struct listeners *, char *err, size_t cap);
 void listeners_serve(void *conn, struct worker *); /* the pool's serve() */
-void listeners_retime(struct listeners *, int idle_ms); /* after a reload */
+bool listeners_adopt(struct listeners *, struct conn *); /* false: no room */
+void listeners_retime(struct listeners *, int idle_ms);  /* after a reload */
 void listeners_address(const struct listeners *, size_t i, char *out,
                        size_t cap); /* as bound, e.g. "127.0.0.1:8080" */
 size_t listeners_count(const struct listeners *);
-void listeners_stop_accepting(struct listeners *); /* closes them at once */
-size_t listeners_live(struct listeners *);         /* connections alive */
+void listeners_stop_accepting(struct listeners *);    /* closes them at once */
+size_t listeners_live(struct listeners *);            /* connections alive */
 bool listeners_wait_idle(struct listeners *, int ms); /* until none lives */
 void listeners_end_all(struct listeners *); /* shutdown() every client */
 void listeners_free(struct listeners *);
@@ -569,33 +690,48 @@ enum conn_state conn_run(struct conn *, struct worker *); /* PARKED or DONE */
 void conn_refuse(struct conn *, enum why); /* without waiting; then conn_free */
 void conn_timeout(struct conn *);          /* parked past its `until` */
 void conn_free(struct conn *);
+/* A CONNECT's target that a stream leads to; the other end of fd is pumped. */
+struct conn *conn_new_inside(const struct client *, int fd,
+                             const struct origin *, struct upstream *);
+/* May what follows a CONNECT to o be looked into? */
+bool conn_wants(const struct config *, const struct origin *);
 
-/* ---- end.c: an endpoint --------------------------------------------------- */
+/* ---- serve.c: one stream of a client's session --------------------------- */
+
+struct served; /* a stream, and who asks */
+struct served *served_new(struct stream *, const struct client *);
+void serve_stream(void *served, struct worker *); /* the pool's serve() */
+void serve_refuse(void *served, enum why);        /* no worker will take it */
+
+/* ---- end.c: an endpoint -------------------------------------------------- */
 
 void end_init(struct end *, int fd, enum side, int idle_ms);
-void end_clear(struct end *); /* closes; may run twice */
+void end_clear(struct end *);              /* closes; may run twice */
 struct span end_ahead(const struct end *); /* what is buffered */
 void end_consume(struct end *, size_t n);
 enum why end_fill(struct end *, size_t cap, struct fail *); /* >= 1 more byte */
 enum why end_read(struct end *, void *buf, size_t cap, size_t *n,
                   struct fail *);
 enum why end_write(struct end *, struct iovec *, int n, struct fail *);
+enum why end_try_write(struct end *, const void *at, size_t len, size_t *n,
+                       struct fail *); /* without waiting */
+bool end_unsent(struct end *);         /* does something wait in it? */
 enum why end_finish(struct end *, struct fail *); /* our direction is over */
 enum why end_splice(struct end *from, struct end *to, const int pipe_fds[2],
                     size_t max, size_t *n, struct fail *); /* plain sockets */
-bool end_wait(struct end *, int ms);  /* something to read, or an end? */
-bool end_pending(struct end *); /* could be read without waiting */
-bool end_quiet(struct end *);         /* alive, and nothing unasked came */
-bool end_gone(struct end *);          /* reset, or closed both ways */
-void end_wake(struct end *);          /* any thread: shutdown(2) both ways */
-void end_stop_reading(struct end *);    /* any thread: the reader wakes */
-void end_drop_buffer(struct end *);   /* while nothing is buffered */
+bool end_wait(struct end *, int ms); /* something to read, or an end? */
+bool end_pending(struct end *);      /* could be read without waiting */
+bool end_quiet(struct end *);        /* alive, and nothing unasked came */
+bool end_gone(struct end *);         /* reset, or closed both ways */
+void end_wake(struct end *);         /* any thread: shutdown(2) both ways */
+void end_stop_reading(struct end *); /* any thread: the reader wakes */
+void end_drop_buffer(struct end *);  /* while nothing is buffered */
 enum why end_handshake(struct end *, gnutls_session_t, int64_t deadline,
                        struct fail *); /* takes the session */
 void end_alert(struct end *, gnutls_alert_description_t);
 gnutls_session_t end_session(const struct end *); /* NULL: plain */
 
-/* ---- fail.c: reasons, and the clock --------------------------------------- */
+/* ---- fail.c: reasons, and the clock -------------------------------------- */
 
 int64_t now_ms(void), now_us(void); /* monotonic */
 
@@ -606,8 +742,8 @@ enum why fail_sys(struct fail *, enum side, const char *op, int code);
 enum why fail_tls(struct fail *, enum side, const char *op, int rc);
 enum why fail_alert(struct fail *, enum side, const char *op, int alert);
 const char *sys_text(int code);
-const char *why_name(enum why);  /* "idle" */
-const char *why_text(enum why);  /* "quiet for too long" */
+const char *why_name(enum why);   /* "idle" */
+const char *why_text(enum why);   /* "quiet for too long" */
 const char *side_name(enum side); /* "client" */
 int why_status(enum why, enum side);
 const char *why_proxy_error(enum why, enum side); /* RFC 9209 token or NULL */
@@ -619,7 +755,7 @@ bool span_is(struct span, const char *);  /* same bytes */
 bool span_isi(struct span, const char *); /* same but for ASCII case */
 struct span span_of(const char *);
 bool span_number(struct span, uint64_t *); /* all digits, no overflow */
-struct span span_trim(struct span); /* no space or tab around it */
+struct span span_trim(struct span);        /* no space or tab around it */
 
 void head_init(struct head *);
 void head_reset(struct head *); /* empty, memory kept for the next */
@@ -657,13 +793,13 @@ enum exchange_end exchange_run(struct exchange *);
 /* There is no proper request: answer with what x->fail says, and close. */
 enum exchange_end exchange_refuse(struct exchange *);
 
-/* ---- page.c: what weir says itself ---------------------------------------- */
+/* ---- page.c: what weir says itself --------------------------------------- */
 
 enum why page_error(struct exchange *, const struct fail *, struct fail *);
-enum why page_own(struct exchange *, struct fail *); /* our own site */
+enum why page_own(struct exchange *, struct fail *);   /* our own site */
 enum why page_trace(struct exchange *, struct fail *); /* Max-Forwards: 0 */
 
-/* ---- h1.c: HTTP/1 ---------------------------------------------------------- */
+/* ---- h1.c: HTTP/1 -------------------------------------------------------- */
 
 void h1_init(struct h1 *, struct end *, enum side, const struct config *);
 void h1_clear(struct h1 *);
@@ -675,9 +811,85 @@ enum why h1_parse_chunks(struct h1_chunks *, const char *raw, size_t len,
                          size_t *used, struct span *data, struct fail *);
 struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
 
-/* ---- ca.c: our certificate authority, on disk ------------------------------ */
+/* ---- fields.c: heads in the fields of HTTP/2 and 3 ----------------------- */
 
-struct ca { /* never changes once made */
+struct section { /* one that is being received */
+    struct head head;
+    struct span method, scheme, authority, path, protocol, status;
+    size_t bytes; /* as RFC 9113 section 6.5.2 counts */
+    size_t max_bytes, max_fields;
+    bool over;   /* a ceiling was met: fields are dropped */
+    bool failed; /* no memory */
+};
+void section_init(struct section *, const struct config *);
+void section_reset(struct section *);
+void section_clear(struct section *);
+void section_add(struct section *, struct span name, struct span value,
+                 bool secret);
+/* The head that it makes; ends: no content follows.  The section is empty
+ * afterwards.  WHY_PROTO: malformed. */
+enum why section_request(struct section *, bool ends, struct head *,
+                         struct fail *);
+enum why section_answer(struct section *, bool ends, struct head *,
+                        struct fail *);
+void section_tail(struct section *, struct head *);
+struct packed *pack_head(const struct head *,
+                         bool head_only); /* NULL: memory */
+struct packed *pack_tail(const struct head *);
+
+/* ---- stream.c: between a session's owner and a stream's user ------------- */
+
+bool hub_init(struct hub *); /* false: no descriptor */
+void hub_clear(struct hub *);
+struct stream *hub_call(struct hub *); /* the next who calls; NULL: nobody */
+void hub_wake(struct hub *);           /* needs hub->lock */
+bool hub_sleep(struct hub *);          /* false: somebody calls, look again */
+void hub_awake(struct hub *);
+void hub_over(struct hub *);      /* every stream is broken */
+bool hub_over_idle(struct hub *); /* the same, if nobody uses one */
+bool hub_wait_left(struct hub *); /* false: somebody calls */
+size_t hub_live(struct hub *);
+
+bool store_add(struct store *, const void *, size_t len); /* false: memory */
+void store_clear(struct store *);
+struct stream *stream_new(struct hub *, enum side, enum version, int idle_ms);
+void stream_give(struct stream *); /* the user is through with it */
+void stream_drop(struct stream *); /* the owner is */
+bool stream_put_head(struct stream *, struct head *); /* takes what is in it */
+bool stream_put_data(struct stream *, const void *, size_t len);
+void stream_put_end(struct stream *, struct head *tail); /* tail may be NULL */
+void stream_break(struct stream *, enum why, const char *op, int code,
+                  const char *(*text)(int));
+void stream_deafen(struct stream *);
+size_t stream_unread(struct stream *); /* no credit was given for it */
+
+/* ---- h2.c: HTTP/2 sessions ----------------------------------------------- */
+
+struct h2_user { /* whoever has a session */
+    struct weir *weir;
+    /* Server role: a request has come on a stream; false: nobody can serve it.
+     * He gives the stream back. */
+    bool (*begin)(void *arg, struct stream *);
+    void *arg;
+    uint64_t id; /* for the log; 0: none */
+};
+struct h2 *h2_new(struct end *, enum side, const struct config *,
+                  const struct h2_user *);
+void h2_free(struct h2 *);
+/* Own the session until it is over, or has been idle for linger_ms.
+ * WHY_NONE: idle, may be called again; WHY_EOF: it ended well. */
+enum why h2_run(struct h2 *, int linger_ms, struct fail *);
+void h2_goodbye(struct h2 *); /* GOAWAY, if it can be sent without waiting */
+uint64_t h2_served(const struct h2 *); /* streams that have been */
+/* Client role; any thread.  A stream not yet opened; NULL: no room, or it
+ * takes no more. */
+struct stream *h2_open(struct h2 *, bool *used);
+int h2_extended(struct h2 *, int64_t until); /* 1: yes, 0: no, -1: over */
+void h2_stop(struct h2 *);                   /* end it, from any thread */
+
+/* ---- ca.c: our certificate authority, on disk ---------------------------- */
+
+struct ca {    /* never changes once made */
     char *dir; /* where it lives */
     gnutls_x509_crt_t crt;
     gnutls_privkey_t key;
@@ -687,7 +899,7 @@ struct ca *ca_new(const char *dir, char *err, size_t cap); /* NULL: ~/.weir */
 void ca_free(struct ca *);
 int ca_crt_begin(gnutls_x509_crt_t, gnutls_pubkey_t, time_t until);
 
-/* ---- leaf.c: certificates for the names we answer for ---------------------- */
+/* ---- leaf.c: certificates for the names we answer for -------------------- */
 
 struct leaf;   /* one certificate with its chain */
 struct leaves; /* all of them */
@@ -703,13 +915,13 @@ void leaf_show(struct leaf *, struct gnutls_pcert_st **chain, unsigned *n,
 size_t leaves_count(struct leaves *);    /* kept now */
 uint64_t leaves_minted(struct leaves *); /* made since the start */
 
-/* ---- hello.c: what a ClientHello says -------------------------------------- */
+/* ---- hello.c: what a ClientHello says ------------------------------------ */
 
 enum why hello_parse(const void *raw, size_t len, struct hello *);
 enum why hello_read(struct end *, int64_t deadline, struct hello *,
                     struct fail *); /* consumes nothing */
 
-/* ---- mitm.c: who is intercepted, and TLS towards him ----------------------- */
+/* ---- mitm.c: who is intercepted, and TLS towards him --------------------- */
 
 struct mitm *mitm_new(const struct config *, char *err, size_t cap);
 void mitm_free(struct mitm *);
@@ -720,7 +932,7 @@ enum why mitm_accept(struct mitm *, struct end *, const char *name,
                      const struct names *, unsigned alpn, int64_t deadline,
                      struct fail *); /* TLS server on end as `name` */
 
-/* ---- dns.c: names to addresses --------------------------------------------- */
+/* ---- dns.c: names to addresses ------------------------------------------- */
 
 struct address {
     struct sockaddr_storage at;
@@ -739,13 +951,13 @@ struct resolver { /* the C library's, unless a test puts its own here */
 };
 extern struct resolver dns_resolver; /* set before the first lookup */
 
-/* ---- dial.c: host and port -> connected socket ----------------------------- */
+/* ---- dial.c: host and port -> connected socket --------------------------- */
 
 enum why dial(const struct client *, const char *host, uint16_t port, int *fd,
               char addr[ADDR_MAX], struct clock_marks *, struct fail *);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 
-/* ---- secure.c: TLS to origins, and what is remembered of them --------------- */
+/* ---- secure.c: TLS to origins, and what is remembered of them ------------ */
 
 struct secure; /* trust, resumption data, remembered origins */
 struct secure *secure_new(const struct config *, char *err, size_t cap);
@@ -756,7 +968,7 @@ void secure_save_ticket(struct secure *, struct upstream *);
 bool secure_known(struct secure *, const struct origin *, struct known *);
 const char *cert_text(int status); /* why a certificate was refused */
 
-/* ---- upstream.c: target -> connected, ready origin ------------------------- */
+/* ---- upstream.c: target -> connected, ready origin ----------------------- */
 
 struct upstreams *upstreams_new(const struct config *, char *err, size_t cap);
 void upstreams_free(struct upstreams *);
@@ -767,29 +979,47 @@ void upstreams_reap(struct upstreams *,
 struct upstream *upstream_dial(const struct client *, const struct origin *,
                                struct fail *);
 /* TLS on a bare way to an https origin, and the codec to speak on. */
-enum why upstream_ready(const struct client *, struct upstream *, struct fail *);
+enum why upstream_ready(const struct client *, struct upstream *, unsigned alpn,
+                        struct fail *);
 /* A way to speak HTTP on: reused (unless fresh), or dialled and made ready. */
 struct upstream *upstream_take(const struct client *, const struct origin *,
-                               bool fresh, struct fail *);
+                               struct span upgrade, bool fresh, struct fail *);
+/* Can this way carry a request with that upgrade?  Empty: none. */
+bool upstream_serves(const struct upstream *, struct span upgrade);
 void upstream_give(const struct client *, struct upstream *); /* for reuse */
+struct tunnel_side upstream_side(struct upstream *);          /* after a 101 */
 bool upstream_alive(struct upstream *); /* idle, and fit for an exchange? */
-void upstream_free(struct upstream *); /* closes; NULL: nothing */
-bool upstream_has(const struct client *, const struct origin *); /* an idle one */
+void upstream_free(struct upstream *);  /* closes; NULL: nothing */
+/* Is there an idle one? */
+bool upstream_has(const struct client *, const struct origin *);
 bool upstream_known(const struct client *, const struct origin *,
                     struct known *);
 bool origin_same(const struct origin *, const struct origin *);
 
-/* ---- tunnel.c: bytes both ways ---------------------------------------------- */
+/* ---- session.c: HTTP/2 connections that exchanges share ------------------ */
 
-struct tunnel_side { /* an end, or a stream of an h2/h3 session */
-    struct end *end;
-    struct http *http; /* used when end is NULL: its content is the bytes */
-};
+struct sessions;
+struct dialling;
+struct sessions *sessions_new(struct secure *);
+void sessions_free(struct sessions *);
+void sessions_reap(struct sessions *);
+enum why session_start(struct sessions *, const struct client *,
+                       struct upstream *, struct fail *);
+bool session_take(struct sessions *, const struct origin *, struct upstream *);
+bool session_extended(const struct upstream *);
+struct dialling *sessions_turn(struct sessions *, const struct origin *,
+                               int64_t until);
+void sessions_turned(struct sessions *, struct dialling *);
+
+/* ---- tunnel.c: bytes both ways ------------------------------------------- */
+
 void tunnel_run(struct worker *, const struct weir *, struct tunnel_side client,
                 struct tunnel_side server, int idle_ms, int half_closed_ms,
                 struct tunnel_result *);
+void tunnel_log(const struct client *, const struct upstream *,
+                const struct tunnel_result *, int64_t from_us);
 
-/* ---- log.c: one event, one line, one write(2) -------------------------------- */
+/* ---- log.c: one event, one line, one write(2) ---------------------------- */
 
 struct line { /* a line being written */
     char at[4096];
@@ -805,7 +1035,8 @@ void log_begin(struct line *, enum level, const char *event, uint64_t conn);
 void log_str(struct line *, const char *key, const char *value);
 void log_span(struct line *, const char *key, struct span value);
 void log_int(struct line *, const char *key, int64_t value);
-void log_ms(struct line *, const char *key, int64_t us); /* 1.234; <0: left out */
+/* As 1.234; a negative time is left out. */
+void log_ms(struct line *, const char *key, int64_t us);
 void log_fail(struct line *, const struct fail *); /* why= by= op= error= */
 void log_send(struct line *);
 /* A whole line: event and free text; conn 0: none. */

@@ -37,8 +37,8 @@ struct memory { /* of one origin */
     struct known known;
     int64_t known_at, ticket_at; /* ms; 0: nothing known, no ticket */
     gnutls_datum_t ticket;
-    struct memory *next;           /* in its bucket */
-    struct memory *newer, *older;  /* by last use */
+    struct memory *next;          /* in its bucket */
+    struct memory *newer, *older; /* by last use */
 };
 
 struct secure {
@@ -50,7 +50,7 @@ struct secure {
     size_t n;
 };
 
-/* ---- certificates in words ------------------------------------------------- */
+/* ---- certificates in words ----------------------------------------------- */
 
 /* Why a certificate was refused: gnutls_certificate_status_t bits, the most
  * telling one first.  A literal, never NULL. */
@@ -117,8 +117,7 @@ names_of(gnutls_x509_crt_t crt, struct names *names)
     for (unsigned i = 0;; i++) {
         char at[HOST_MAX + 1];
         size_t len = sizeof at;
-        int type =
-            gnutls_x509_crt_get_subject_alt_name(crt, i, at, &len, NULL);
+        int type = gnutls_x509_crt_get_subject_alt_name(crt, i, at, &len, NULL);
 
         if (type == GNUTLS_E_SHORT_MEMORY_BUFFER)
             continue; /* longer than any DNS name */
@@ -157,7 +156,7 @@ verify(gnutls_session_t session, const char *host, struct fail *f)
                      (int)status, cert_text);
 }
 
-/* ---- the memory ------------------------------------------------------------ */
+/* ---- the memory ---------------------------------------------------------- */
 
 static size_t
 bucket_of(const struct origin *o)
@@ -344,7 +343,7 @@ use_ticket(struct secure *s, gnutls_session_t session,
     pthread_mutex_unlock(&s->lock);
 }
 
-/* ---- connections ------------------------------------------------------------- */
+/* ---- connections --------------------------------------------------------- */
 
 static int
 offer_alpn(gnutls_session_t session, unsigned alpn)
@@ -437,7 +436,7 @@ secure_connect(struct secure *s, const struct client *c, struct upstream *up,
     return why;
 }
 
-/* ---- start and end ------------------------------------------------------------ */
+/* ---- start and end ------------------------------------------------------- */
 
 /*
  * secure_new - load the trust store.
@@ -458,9 +457,9 @@ secure_new(const struct config *conf, char *err, size_t cap)
     }
     pthread_mutex_init(&s->lock, NULL);
     if ((rc = gnutls_certificate_allocate_credentials(&s->trust)) < 0 ||
-        (rc = gnutls_priority_init(
-             &s->priority, "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2",
-             NULL)) < 0) {
+        (rc = gnutls_priority_init(&s->priority,
+                                   "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2",
+                                   NULL)) < 0) {
         snprintf(err, cap, "TLS: %s", gnutls_strerror(rc));
         secure_free(s);
         return NULL;
@@ -470,8 +469,8 @@ secure_new(const struct config *conf, char *err, size_t cap)
         log_say(LEVEL_WARN, 0, "trust", "the system's roots: %s",
                 gnutls_strerror(rc));
     if (conf->upstream_ca != NULL) {
-        rc = gnutls_certificate_set_x509_trust_file(
-            s->trust, conf->upstream_ca, GNUTLS_X509_FMT_PEM);
+        rc = gnutls_certificate_set_x509_trust_file(s->trust, conf->upstream_ca,
+                                                    GNUTLS_X509_FMT_PEM);
         if (rc <= 0) {
             snprintf(err, cap, "upstream_ca %s: %s", conf->upstream_ca,
                      rc == 0 ? "no certificate in it" : gnutls_strerror(rc));

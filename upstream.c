@@ -23,6 +23,7 @@ enum { BUCKETS = 256 }; /* a power of two */
 
 struct upstreams {
     struct secure *secure;
+    struct sessions *sessions; /* HTTP/2 ways, which are shared */
     pthread_mutex_t lock;
     /* needs lock */
     struct upstream *buckets[BUCKETS]; /* next/prev, the newest first */
@@ -48,7 +49,7 @@ bucket_of(const struct origin *o)
     return h & (BUCKETS - 1);
 }
 
-/* ---- the cache ----------------------------------------------------------------- */
+/* ---- the cache ----------------------------------------------------------- */
 
 /* Needs us->lock. */
 static void
@@ -119,6 +120,8 @@ cache_take(struct upstreams *us, const struct origin *o)
 bool
 upstream_alive(struct upstream *up)
 {
+    if (up->stream != NULL)
+        return !up->http->ops->gone(up->http);
     return end_quiet(&up->end);
 }
 
@@ -138,7 +141,7 @@ cache_take_alive(const struct client *c, const struct origin *o)
     return NULL;
 }
 
-/* ---- ways ------------------------------------------------------------------------ */
+/* ---- ways ---------------------------------------------------------------- */
 
 /* Close and forget a way, wherever it is in its life. */
 void
@@ -146,7 +149,9 @@ upstream_free(struct upstream *up)
 {
     if (up == NULL)
         return;
-    if (up->http != NULL)
+    if (up->stream != NULL)
+        stream_give(up->stream);
+    else if (up->http != NULL)
         h1_clear(&up->h1);
     end_clear(&up->end);
     free(up);
@@ -180,53 +185,160 @@ upstream_dial(const struct client *c, const struct origin *o, struct fail *f)
     return up;
 }
 
+/* Did the origin choose HTTP/2, or do the settings say that it speaks it? */
+static bool
+speaks_h2(const struct client *c, const struct upstream *up, unsigned alpn)
+{
+    gnutls_datum_t name;
+
+    if (!up->origin.tls)
+        return (alpn & ALPN_H2) &&
+               match_host(c->conf->h2c, up->origin.host, up->origin.port);
+    return gnutls_alpn_get_selected_protocol(end_session(&up->end), &name) ==
+               0 &&
+           name.size == 2 && memcmp(name.data, "h2", 2) == 0;
+}
+
 /*
  * upstream_ready - TLS if the origin is https, and the codec to speak on.
  *
- * up  bare; on failure only fit to be freed
+ * up    bare; on failure only fit to be freed.  An origin that speaks HTTP/2
+ *       makes it a stream of a session that others share
+ * alpn  what may be spoken: a set of ALPN_HTTP1 and ALPN_H2
  *
  * Returns WHY_NONE or what secure_connect() returned.  Blocks: connect_s.
  */
 enum why
-upstream_ready(const struct client *c, struct upstream *up, struct fail *f)
+upstream_ready(const struct client *c, struct upstream *up, unsigned alpn,
+               struct fail *f)
 {
     enum why why;
 
     assert(up->http == NULL);
     if (up->origin.tls) {
-        why = secure_connect(c->weir->upstreams->secure, c, up, ALPN_HTTP1, f);
+        why = secure_connect(c->weir->upstreams->secure, c, up, alpn, f);
         if (why != WHY_NONE)
             return why;
     }
+    if (speaks_h2(c, up, alpn))
+        return session_start(c->weir->upstreams->sessions, c, up, f);
     h1_init(&up->h1, &up->end, SIDE_ORIGIN, c->conf);
     up->http = &up->h1.http;
     return WHY_NONE;
 }
 
+/* HTTP/1 takes any upgrade.  HTTP/2 takes WebSocket, where the origin has said
+ * so (RFC 8441).  Blocks: until it has said anything. */
+bool
+upstream_serves(const struct upstream *up, struct span upgrade)
+{
+    if (upgrade.len == 0 || up->stream == NULL)
+        return true;
+    return span_isi(upgrade, "websocket") && session_extended(up);
+}
+
+/* What carries the bytes of both directions once HTTP is over on a way. */
+struct tunnel_side
+upstream_side(struct upstream *up)
+{
+    if (up->stream != NULL)
+        return (struct tunnel_side){.http = up->http};
+    return (struct tunnel_side){.end = h1_take_raw(&up->h1)};
+}
+
+/* A stream of a session that is there already; NULL: there is none, or not for
+ * this upgrade. */
+static struct upstream *
+take_shared(const struct client *c, const struct origin *o, struct span upgrade)
+{
+    struct upstream *up = calloc(1, sizeof *up);
+
+    if (up == NULL)
+        return NULL;
+    if (session_take(c->weir->upstreams->sessions, o, up) &&
+        upstream_serves(up, upgrade))
+        return up;
+    if (up->stream == NULL) /* its end was never begun */
+        up->end.fd = -1;
+    upstream_free(up);
+    return NULL;
+}
+
+/* Dial and make ready.  An origin that turns out to speak HTTP/2 and not to
+ * take this upgrade is asked again, for HTTP/1 alone. */
+static struct upstream *
+take_new(const struct client *c, const struct origin *o, struct span upgrade,
+         struct upstream *up, struct fail *f)
+{
+    unsigned alpn = ALPN_HTTP1 | ALPN_H2;
+
+    for (;;) {
+        if (up == NULL && (up = upstream_dial(c, o, f)) == NULL)
+            return NULL;
+        if (upstream_ready(c, up, alpn, f) != WHY_NONE) {
+            upstream_free(up);
+            return NULL;
+        }
+        if (alpn == ALPN_HTTP1 || upstream_serves(up, upgrade))
+            return up;
+        upstream_free(up);
+        up = NULL;
+        alpn = ALPN_HTTP1;
+    }
+}
+
+/* May this origin speak HTTP/2, for all we know? */
+static bool
+may_share(const struct client *c, const struct origin *o)
+{
+    struct known known;
+
+    if (!o->tls)
+        return match_host(c->conf->h2c, o->host, o->port);
+    return !upstream_known(c, o, &known) || (known.alpn & ALPN_H2);
+}
+
 /*
  * upstream_take - a way to speak HTTP with an origin.
  *
- * fresh  not one that has been used before
+ * upgrade  what the request wants to switch to; empty: nothing
+ * fresh    not a connection that has been used before.  A session that is
+ *          shared knows by itself whether it is alive.
  *
  * Returns the caller's, to be given or freed; NULL: f is noted.
- * Thread: any.  Blocks: dns_s + 2 x connect_s.
+ * Thread: any.  Blocks: dns_s + 2 x connect_s, and as long for another who
+ * finds out what the origin speaks.
  */
 struct upstream *
-upstream_take(const struct client *c, const struct origin *o, bool fresh,
-              struct fail *f)
+upstream_take(const struct client *c, const struct origin *o,
+              struct span upgrade, bool fresh, struct fail *f)
 {
+    struct sessions *ss = c->weir->upstreams->sessions;
+    struct dialling *turn = NULL;
     struct upstream *up = fresh ? NULL : cache_take_alive(c, o);
 
     if (up != NULL && up->http != NULL) {
         up->reused = true;
         return up;
     }
-    if (up == NULL && (up = upstream_dial(c, o, f)) == NULL)
-        return NULL;
-    if (upstream_ready(c, up, f) != WHY_NONE) {
-        upstream_free(up);
-        return NULL;
+    if (may_share(c, o)) {
+        struct upstream *shared = take_shared(c, o, upgrade);
+
+        if (shared == NULL) {
+            turn = sessions_turn(
+                ss, o,
+                now_ms() + (c->conf->dns_s + 2 * c->conf->connect_s) * 1000LL);
+            if (turn == NULL || !may_share(c, o))
+                shared = take_shared(c, o, upgrade);
+        }
+        if (shared != NULL) {
+            sessions_turned(ss, turn);
+            upstream_give(c, up);
+            return shared;
+        }
     }
+    up = take_new(c, o, upgrade, up, f);
+    sessions_turned(ss, turn);
     return up;
 }
 
@@ -244,7 +356,7 @@ upstream_give(const struct client *c, struct upstream *up)
 
     if (up == NULL)
         return;
-    if (up->bound || c->conf->reuse_per_origin == 0 ||
+    if (up->stream != NULL || up->bound || c->conf->reuse_per_origin == 0 ||
         c->conf->reuse_total == 0 || atomic_load(&c->weir->draining)) {
         upstream_free(up);
         return;
@@ -271,6 +383,8 @@ upstream_has(const struct client *c, const struct origin *o)
 {
     struct upstream *up = cache_take_alive(c, o);
 
+    if (up == NULL && may_share(c, o))
+        up = take_shared(c, o, (struct span){"", 0});
     if (up == NULL)
         return false;
     upstream_give(c, up);
@@ -285,7 +399,7 @@ upstream_known(const struct client *c, const struct origin *o,
     return secure_known(c->weir->upstreams->secure, o, out);
 }
 
-/* ---- start, every second, end ------------------------------------------------------ */
+/* ---- start, every second, end -------------------------------------------- */
 
 /* Load the trust store; NULL: err says why. */
 struct upstreams *
@@ -302,6 +416,11 @@ upstreams_new(const struct config *conf, char *err, size_t cap)
         upstreams_free(us);
         return NULL;
     }
+    if ((us->sessions = sessions_new(us->secure)) == NULL) {
+        snprintf(err, cap, "out of memory");
+        upstreams_free(us);
+        return NULL;
+    }
     return us;
 }
 
@@ -311,6 +430,7 @@ upstreams_reap(struct upstreams *us, const struct config *conf)
 {
     int64_t since = now_ms() - conf->reuse_s * 1000LL;
 
+    sessions_reap(us->sessions);
     for (;;) {
         struct upstream *up;
 
@@ -338,6 +458,7 @@ upstreams_free(struct upstreams *us)
         cache_unlink(us, up);
         upstream_free(up);
     }
+    sessions_free(us->sessions);
     secure_free(us->secure);
     pthread_mutex_destroy(&us->lock);
     free(us);
