@@ -347,6 +347,9 @@ binds_connection(const struct head *h, const char *name)
 static enum why
 take_way(struct exchange *x, bool fresh)
 {
+    /* New settings may lead somewhere else by the same name. */
+    if (x->up != NULL && x->up->serial != x->client->conf->serial)
+        fresh = true;
     if (x->up != NULL &&
         (fresh || !origin_same(&x->up->origin, &x->origin) ||
          !upstream_alive(x->up) || !upstream_serves(x->up, x->req->upgrade))) {

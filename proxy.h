@@ -115,6 +115,7 @@ enum level { LEVEL_ERR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
  * time keep the unit of their key in the name. */
 struct config {
     atomic_int n_refs;
+    unsigned serial; /* no two of a process have the same */
     char *file; /* where it came from; NULL: defaults alone */
 
     /* [proxy] */
@@ -481,7 +482,8 @@ struct clock_marks { /* µs each step took; -1: there was none */
 
 struct upstream { /* a way to an origin; belongs to whoever took it */
     struct origin origin;
-    struct end end; /* fd -1: a stream of a shared session */
+    unsigned serial; /* of the settings by which it was reached */
+    struct end end;  /* fd -1: a stream of a shared session */
     struct h1 h1;
     struct stream *stream;   /* set: http is its */
     struct session *session; /* whose stream it is (session.c) */
