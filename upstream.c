@@ -109,8 +109,7 @@ cache_take(struct upstreams *us, const struct origin *o, unsigned serial)
 
     pthread_mutex_lock(&us->lock);
     up = us->buckets[bucket_of(o)];
-    while (up != NULL &&
-           (up->serial != serial || !origin_same(&up->origin, o)))
+    while (up != NULL && (up->serial != serial || !origin_same(&up->origin, o)))
         up = up->next;
     if (up != NULL)
         cache_unlink(us, up);

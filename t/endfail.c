@@ -24,9 +24,9 @@ session_new(unsigned flags)
 
     if (gnutls_init(&s, flags) < 0 ||
         gnutls_priority_set_direct(s, PRIORITY, NULL) < 0 ||
-        gnutls_credentials_set(
-            s, GNUTLS_CRD_ANON,
-            client ? (void *)client_cred : (void *)server_cred) < 0)
+        gnutls_credentials_set(s, GNUTLS_CRD_ANON,
+                               client ? (void *)client_cred
+                                      : (void *)server_cred) < 0)
         diag("cannot make a TLS session");
     return s;
 }
