@@ -635,7 +635,8 @@ size_t listeners_count(const struct listeners *);
 void listeners_stop_accepting(struct listeners *);    /* closes them at once */
 size_t listeners_live(struct listeners *);            /* connections alive */
 bool listeners_wait_idle(struct listeners *, int ms); /* until none lives */
-void listeners_end_all(struct listeners *); /* shutdown() every client */
+void listeners_end_all(struct listeners *); /* wakes who reads a client */
+void listeners_cut_all(struct listeners *); /* and who writes to one */
 void listeners_free(struct listeners *);
 
 /* ---- config.c: proxy.ini ------------------------------------------------- */

@@ -109,6 +109,29 @@ for my $second ('TERM', 'INT') {
     unlike $w->log, qr/Sanitizer|runtime error/, 'nor is there a report';
 }
 
+{ # nor does a client that does not read
+    my $w = Weir->start(set => [ 'intercept.enable=no', 'proxy.grace_s=600' ]);
+    my $o = origin(sub ($s) {
+        $s->get_request;
+        $s->put("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n");
+        1 while $s->put('x' x 1000000);
+    });
+    my $c = $w->client;
+    $c->put(request('GET', "http://${\ $o->addr}/"));
+    my $n = -1;
+    wait_for('weir to be stuck', sub {
+        my $before = $n;
+        $n = slurp("/proc/${\ $w->pid}/io") =~ /^syscw: (\d+)/m ? $1 : 0;
+        select undef, undef, undef, 0.3; # quiet for so long: it waits
+        return $n == $before;
+    });
+    $w->signal('TERM');
+    $w->wait_log(qr/ drain .*a second signal/);
+    $w->signal('TERM');
+    is reap($w), 0, 'a client that does not read is cut by the second signal';
+    unlike $w->log, qr/stuck|Sanitizer|runtime error/, 'and nothing is left';
+}
+
 # ---- HUP
 {
     my $one = listener();
