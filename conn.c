@@ -596,7 +596,8 @@ conn_exchange(struct conn *c)
     exchange_begin(c, &x);
     how = exchange_run(&x);
     c->up = x.up;
-    c->fail = x.fail;
+    if (how != EXCHANGE_KEEP)
+        c->fail = x.fail; /* it ends the connection, too */
     switch (how) {
     case EXCHANGE_KEEP:
         return ST_REQUEST;

@@ -806,7 +806,7 @@ listeners_wait_idle(struct listeners *ls, int ms)
     return idle;
 }
 
-/* Wake every worker that waits for its client; it finds the socket shut down.
+/* Wake every worker that waits for its client: it reads an end, may yet write.
  * Any thread.  Blocks: never. */
 void
 listeners_end_all(struct listeners *ls)
