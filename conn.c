@@ -461,7 +461,7 @@ refuse(struct conn *c, const struct fail *f)
     x.fail = *f;
     if (exchange_refuse(&x) == EXCHANGE_CUT)
         c->cut = true;
-    c->up = x.up;
+    c->up = x.up; /* idle since the request before */
     return ST_CLOSE;
 }
 
