@@ -1066,6 +1066,7 @@ struct config *
 config_read(const char *file, char *const *sets, size_t n_sets, char *err,
             size_t cap)
 {
+    static atomic_uint n_read;
     struct reading r = {.err = err, .cap = cap, .name = "settings"};
     struct config *done = NULL;
 
@@ -1075,6 +1076,7 @@ config_read(const char *file, char *const *sets, size_t n_sets, char *err,
         goto out;
     }
     atomic_init(&r.conf->n_refs, 1);
+    r.conf->serial = atomic_fetch_add(&n_read, 1);
     if (file != NULL && (r.conf->file = strdup(file)) == NULL) {
         wrong(&r, "out of memory");
         goto out;

@@ -461,6 +461,7 @@ refuse(struct conn *c, const struct fail *f)
     x.fail = *f;
     if (exchange_refuse(&x) == EXCHANGE_CUT)
         c->cut = true;
+    c->up = x.up; /* idle since the request before */
     return ST_CLOSE;
 }
 
@@ -595,7 +596,8 @@ conn_exchange(struct conn *c)
     exchange_begin(c, &x);
     how = exchange_run(&x);
     c->up = x.up;
-    c->fail = x.fail;
+    if (how != EXCHANGE_KEEP)
+        c->fail = x.fail; /* it ends the connection, too */
     switch (how) {
     case EXCHANGE_KEEP:
         return ST_REQUEST;
@@ -669,7 +671,6 @@ conn_session(struct conn *c)
     return goodbye(c, &f);
 }
 
-/* ---- tunnel -------------------------------------------------------------- */
 /* ---- tunnel -------------------------------------------------------------- */
 
 /* The way that goes with what the client has: TLS if it was intercepted. */

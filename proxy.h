@@ -115,7 +115,8 @@ enum level { LEVEL_ERR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
  * time keep the unit of their key in the name. */
 struct config {
     atomic_int n_refs;
-    char *file; /* where it came from; NULL: defaults alone */
+    unsigned serial; /* no two of a process have the same */
+    char *file;      /* where it came from; NULL: defaults alone */
 
     /* [proxy] */
     struct listener_conf *listen;
@@ -481,7 +482,8 @@ struct clock_marks { /* µs each step took; -1: there was none */
 
 struct upstream { /* a way to an origin; belongs to whoever took it */
     struct origin origin;
-    struct end end; /* fd -1: a stream of a shared session */
+    unsigned serial; /* of the settings by which it was reached */
+    struct end end;  /* fd -1: a stream of a shared session */
     struct h1 h1;
     struct stream *stream;   /* set: http is its */
     struct session *session; /* whose stream it is (session.c) */
@@ -633,7 +635,8 @@ size_t listeners_count(const struct listeners *);
 void listeners_stop_accepting(struct listeners *);    /* closes them at once */
 size_t listeners_live(struct listeners *);            /* connections alive */
 bool listeners_wait_idle(struct listeners *, int ms); /* until none lives */
-void listeners_end_all(struct listeners *); /* shutdown() every client */
+void listeners_end_all(struct listeners *); /* wakes who reads a client */
+void listeners_cut_all(struct listeners *); /* and who writes to one */
 void listeners_free(struct listeners *);
 
 /* ---- config.c: proxy.ini ------------------------------------------------- */
@@ -888,7 +891,6 @@ int h2_extended(struct h2 *, int64_t until); /* 1: yes, 0: no, -1: over */
 void h2_stop(struct h2 *);                   /* end it, from any thread */
 
 /* ---- ca.c: our certificate authority, on disk ---------------------------- */
-/* ---- ca.c: our certificate authority, on disk ---------------------------- */
 
 struct ca {    /* never changes once made */
     char *dir; /* where it lives */
@@ -1012,7 +1014,6 @@ struct dialling *sessions_turn(struct sessions *, const struct origin *,
                                int64_t until);
 void sessions_turned(struct sessions *, struct dialling *);
 
-/* ---- tunnel.c: bytes both ways ------------------------------------------- */
 /* ---- tunnel.c: bytes both ways ------------------------------------------- */
 
 void tunnel_run(struct worker *, const struct weir *, struct tunnel_side client,
