@@ -449,7 +449,7 @@ through_tls(void)
 
 /* ---- a stream instead of an end ------------------------------------------ */
 
-struct stream { /* stands in for one: its bytes go through a socket */
+struct fake_stream { /* stands in for one: its bytes go through a socket */
     struct http http;
     int fd;
     char buf[1000];
@@ -460,7 +460,7 @@ struct stream { /* stands in for one: its bytes go through a socket */
 static enum why
 stream_read(struct http *http, struct span *got, struct fail *f)
 {
-    struct stream *s = (struct stream *)http;
+    struct fake_stream *s = (struct fake_stream *)http;
     ssize_t n = recv(s->fd, s->buf, sizeof s->buf, 0);
 
     if (n == 0)
@@ -475,14 +475,14 @@ static enum why
 stream_write(struct http *http, struct span s, struct fail *f)
 {
     (void)f;
-    net_put(((struct stream *)http)->fd, s.at, s.len);
+    net_put(((struct fake_stream *)http)->fd, s.at, s.len);
     return WHY_NONE;
 }
 
 static enum why
 stream_end(struct http *http, const struct head *trailers, struct fail *f)
 {
-    struct stream *s = (struct stream *)http;
+    struct fake_stream *s = (struct fake_stream *)http;
 
     (void)f;
     s->n_ended += trailers == NULL;
@@ -494,14 +494,14 @@ static enum why
 stream_flush(struct http *http, struct fail *f)
 {
     (void)f;
-    ((struct stream *)http)->n_flushed++;
+    ((struct fake_stream *)http)->n_flushed++;
     return WHY_NONE;
 }
 
 static void
 stream_abort(struct http *http, enum why why)
 {
-    struct stream *s = (struct stream *)http;
+    struct fake_stream *s = (struct fake_stream *)http;
 
     atomic_store(&s->aborted, (int)why);
     shutdown(s->fd, SHUT_RDWR);
@@ -515,7 +515,7 @@ through_stream(void)
                                         .write_end = stream_end,
                                         .flush = stream_flush,
                                         .abort = stream_abort};
-    struct stream s = {.http = {.ops = &ops}};
+    struct fake_stream s = {.http = {.ops = &ops}};
     struct trip t;
 
     trip_init(&t);
@@ -535,7 +535,7 @@ through_stream(void)
     trip_clear(&t);
 
     trip_init(&t);
-    s = (struct stream){.http = {.ops = &ops}, .fd = t.server.fd};
+    s = (struct fake_stream){.http = {.ops = &ops}, .fd = t.server.fd};
     t.http = &s.http;
     trip_start(&t);
     ok(ping_pong(&t, 1), "a stream whose client resets");
@@ -554,6 +554,8 @@ main(void)
     struct pool_conf conf = {"t", 1, 4, 256 * 1024, serve};
     struct cert cert;
 
+    signal(SIGPIPE,
+           SIG_IGN); /* as proxy.c does: splice(2) has no MSG_NOSIGNAL */
     cert_make(&cert, &(struct cert_conf){.names = names});
     shown = cert_shown(&cert);
     NEED(gnutls_certificate_allocate_credentials(&blind) == 0);
