@@ -160,7 +160,7 @@ static const struct row rows[] = {
     INT("http2", empty_frames, 100, 1, 1000000,
         "frames without content of a peer in 10 seconds"),
     INT("http2", priorities, 1000, 1, 1000000,
-        "PRIORITY and unknown frames of a peer in 10 seconds"),
+        "PRIORITY frames of a peer in 10 seconds"),
     INT("http2", updates, 2000, 1, 1000000,
         "WINDOW_UPDATE frames of a peer in 10 seconds that nothing called for"),
 
@@ -1066,6 +1066,7 @@ struct config *
 config_read(const char *file, char *const *sets, size_t n_sets, char *err,
             size_t cap)
 {
+    static atomic_uint n_read;
     struct reading r = {.err = err, .cap = cap, .name = "settings"};
     struct config *done = NULL;
 
@@ -1075,6 +1076,7 @@ config_read(const char *file, char *const *sets, size_t n_sets, char *err,
         goto out;
     }
     atomic_init(&r.conf->n_refs, 1);
+    r.conf->serial = atomic_fetch_add(&n_read, 1);
     if (file != NULL && (r.conf->file = strdup(file)) == NULL) {
         wrong(&r, "out of memory");
         goto out;

@@ -676,12 +676,10 @@ tls_write_pieces(struct end *e, struct iovec *iov, int n, struct fail *f)
         if (len + left > sizeof joined) {
             why = layer_write(e, e->tls, joined, len, f);
             len = 0;
-            if (why == WHY_NONE && left > sizeof joined) {
-                why = layer_write(e, e->tls, at, left, f);
-                left = 0;
-            }
         }
-        if (left > 0) {
+        if (why == WHY_NONE && left > sizeof joined) {
+            why = layer_write(e, e->tls, at, left, f);
+        } else if (why == WHY_NONE && left > 0) {
             memcpy(joined + len, at, left);
             len += left;
         }

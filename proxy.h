@@ -115,7 +115,8 @@ enum level { LEVEL_ERR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
  * time keep the unit of their key in the name. */
 struct config {
     atomic_int n_refs;
-    char *file; /* where it came from; NULL: defaults alone */
+    unsigned serial; /* no two of a process have the same */
+    char *file;      /* where it came from; NULL: defaults alone */
 
     /* [proxy] */
     struct listener_conf *listen;
@@ -481,7 +482,8 @@ struct clock_marks { /* µs each step took; -1: there was none */
 
 struct upstream { /* a way to an origin; belongs to whoever took it */
     struct origin origin;
-    struct end end; /* fd -1: a stream of a shared session */
+    unsigned serial; /* of the settings by which it was reached */
+    struct end end;  /* fd -1: a stream of a shared session */
     struct h1 h1;
     struct stream *stream;   /* set: http is its */
     struct session *session; /* whose stream it is (session.c) */
@@ -633,7 +635,8 @@ size_t listeners_count(const struct listeners *);
 void listeners_stop_accepting(struct listeners *);    /* closes them at once */
 size_t listeners_live(struct listeners *);            /* connections alive */
 bool listeners_wait_idle(struct listeners *, int ms); /* until none lives */
-void listeners_end_all(struct listeners *); /* shutdown() every client */
+void listeners_end_all(struct listeners *); /* wakes who reads a client */
+void listeners_cut_all(struct listeners *); /* and who writes to one */
 void listeners_free(struct listeners *);
 
 /* ---- config.c: proxy.ini ------------------------------------------------- */

@@ -9,9 +9,6 @@
  * two plain sockets the direction changes over to splice(2), where no byte
  * enters user space; otherwise to a larger buffer.
  *
- * The pump of a direction that has ended stays and looks after the limit of a
- * half-closed tunnel: the other pump may sleep in a read for much longer.
- *
  * Owns     the pipes and buffers of both directions.  The two sides stay the
  *          caller's: we finish them or mark them as cut, and never close.
  * Threads  a worker enters by tunnel_run() and becomes the upward pump; its
@@ -21,7 +18,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -53,10 +49,10 @@ struct tunnel {
     const struct weir *weir;
     struct tunnel_side client, server;
     int idle_ms, half_closed_ms;
-    pthread_mutex_t lock; /* for `ended` alone */
-    pthread_cond_t ended; /* n_done has changed */
     /* either pump, at any time */
     atomic_bool stop;
+    pthread_mutex_t lock;  /* for `done` alone */
+    pthread_cond_t done;   /* n_done has grown */
     atomic_int n_done;     /* directions that have ended */
     atomic_int first;      /* the side that ended first, -1: none yet */
     atomic_llong moved_at; /* idle means quiet BOTH ways, hence shared */
@@ -272,17 +268,17 @@ pump_carry(struct pump *p)
     return why;
 }
 
-/* The other direction goes on: until its end, or weir's, or until it was
- * quiet for too long. */
+/* This direction has ended.  Reads of the other one may sleep for longer than
+ * a half-closed tunnel may be quiet, so its thread, which has nothing else to
+ * do, keeps the time until both have ended. */
 static void
-pump_outlast(struct pump *p)
+pump_done(struct pump *p)
 {
     struct tunnel *t = p->tunnel;
-    enum side other = p->from_side == SIDE_CLIENT ? SIDE_ORIGIN : SIDE_CLIENT;
 
     pthread_mutex_lock(&t->lock);
     atomic_fetch_add(&t->n_done, 1);
-    pthread_cond_signal(&t->ended);
+    pthread_cond_signal(&t->done);
     while (atomic_load(&t->n_done) < 2 && !atomic_load(&t->stop)) {
         int64_t now = now_ms();
         int64_t until = atomic_load(&t->moved_at) + t->half_closed_ms;
@@ -291,10 +287,12 @@ pump_outlast(struct pump *p)
             fail_own(&p->fail, SIDE_WEIR, WHY_DRAIN, "tunnel");
             tunnel_stop(t, p, false);
         } else if (now >= until) {
-            fail_own(&p->fail, other, WHY_IDLE, "half-closed tunnel");
+            fail_own(&p->fail,
+                     p->from_side == SIDE_CLIENT ? SIDE_ORIGIN : SIDE_CLIENT,
+                     WHY_IDLE, "read from the side still open");
             tunnel_stop(t, p, true);
         } else {
-            cond_until(&t->ended, &t->lock,
+            cond_until(&t->done, &t->lock,
                        until < now + LOOK_MS ? until : now + LOOK_MS);
         }
     }
@@ -321,7 +319,7 @@ pump_run(void *arg)
     if (why != WHY_NONE && why != WHY_EOF) /* IDLE by whom it reads: all is */
         tunnel_stop(t, p, why == WHY_IDLE && p->fail.side == p->from_side);
     pump_end_bulk(p);
-    pump_outlast(p);
+    pump_done(p);
 }
 
 static void
@@ -375,7 +373,7 @@ tunnel_run(struct worker *w, const struct weir *weir, struct tunnel_side client,
                        .first = -1};
 
     pthread_mutex_init(&t.lock, NULL);
-    pthread_cond_init(&t.ended, NULL);
+    pthread_cond_init(&t.done, NULL);
     atomic_store(&t.moved_at, now_ms());
     pump_init(&t.up, &t, &t.client, &t.server, SIDE_CLIENT);
     pump_init(&t.down, &t, &t.server, &t.client, SIDE_ORIGIN);
@@ -396,7 +394,7 @@ tunnel_run(struct worker *w, const struct weir *weir, struct tunnel_side client,
         r->ended_by = r->fail.side;
     }
 out:
-    pthread_cond_destroy(&t.ended);
+    pthread_cond_destroy(&t.done);
     pthread_mutex_destroy(&t.lock);
 }
 
