@@ -41,7 +41,7 @@ enum {
     WEEK_S = 7 * 24 * 3600, /* in ms it still is an int */
 };
 
-/* ---- what can be set ---------------------------------------------------- */
+/* ---- what can be set ----------------------------------------------------- */
 
 enum kind {
     KIND_INT,     /* int: a whole number from min to max */
@@ -206,7 +206,7 @@ config_key(size_t i)
     return i < N_ROWS ? &rows[i].key : NULL;
 }
 
-/* ---- one value into its field ------------------------------------------- */
+/* ---- one value into its field -------------------------------------------- */
 
 struct given { /* one `key = value`, wherever it stands */
     struct config *conf;
@@ -1066,6 +1066,7 @@ struct config *
 config_read(const char *file, char *const *sets, size_t n_sets, char *err,
             size_t cap)
 {
+    static atomic_uint n_read;
     struct reading r = {.err = err, .cap = cap, .name = "settings"};
     struct config *done = NULL;
 
@@ -1075,6 +1076,7 @@ config_read(const char *file, char *const *sets, size_t n_sets, char *err,
         goto out;
     }
     atomic_init(&r.conf->n_refs, 1);
+    r.conf->serial = atomic_fetch_add(&n_read, 1);
     if (file != NULL && (r.conf->file = strdup(file)) == NULL) {
         wrong(&r, "out of memory");
         goto out;

@@ -29,7 +29,7 @@ enum {
     FIRST_LINE_MAX = 8192, /* of what may be HTTP behind a CONNECT */
 };
 
-/* ---- waiting and parking ------------------------------------------------ */
+/* ---- waiting and parking ------------------------------------------------- */
 
 /* Give the worker back until the client sends something, or `until_ms`. */
 static enum conn_state
@@ -63,7 +63,7 @@ goodbye(struct conn *c, const struct fail *f)
     return ST_CLOSE;
 }
 
-/* ---- detect ------------------------------------------------------------- */
+/* ---- detect -------------------------------------------------------------- */
 
 enum speaks {
     SPEAKS_UNCLEAR,
@@ -239,7 +239,7 @@ conn_detect(struct conn *c)
     return ST_REQUEST;
 }
 
-/* ---- handshake ---------------------------------------------------------- */
+/* ---- handshake ----------------------------------------------------------- */
 
 /* A client refused our certificate: say how to leave its host alone. */
 static void
@@ -423,7 +423,7 @@ conn_handshake(struct conn *c)
     return ST_TUNNEL;
 }
 
-/* ---- request, linger ---------------------------------------------------- */
+/* ---- request, linger ----------------------------------------------------- */
 
 /* The settings may have been read anew since the last request. */
 static void
@@ -461,6 +461,7 @@ refuse(struct conn *c, const struct fail *f)
     x.fail = *f;
     if (exchange_refuse(&x) == EXCHANGE_CUT)
         c->cut = true;
+    c->up = x.up; /* idle since the request before */
     return ST_CLOSE;
 }
 
@@ -527,7 +528,7 @@ conn_linger(struct conn *c)
     return refuse(c, &f);
 }
 
-/* ---- dial: the target of a CONNECT -------------------------------------- */
+/* ---- dial: the target of a CONNECT --------------------------------------- */
 
 /* Success, in the words of RFC 9110 section 9.3.6: no length, no coding. */
 static enum why
@@ -583,7 +584,7 @@ conn_dial(struct conn *c)
     return ST_DETECT;
 }
 
-/* ---- exchange ----------------------------------------------------------- */
+/* ---- exchange ------------------------------------------------------------ */
 
 /* One exchange; afterwards another may follow, or a tunnel. */
 static enum conn_state
@@ -595,7 +596,8 @@ conn_exchange(struct conn *c)
     exchange_begin(c, &x);
     how = exchange_run(&x);
     c->up = x.up;
-    c->fail = x.fail;
+    if (how != EXCHANGE_KEEP)
+        c->fail = x.fail; /* it ends the connection, too */
     switch (how) {
     case EXCHANGE_KEEP:
         return ST_REQUEST;
@@ -613,7 +615,7 @@ conn_exchange(struct conn *c)
     return ST_CLOSE;
 }
 
-/* ---- session ------------------------------------------------------------ */
+/* ---- session ------------------------------------------------------------- */
 
 /* A request has come on a stream: another pool serves it. */
 static bool
@@ -666,8 +668,7 @@ conn_session(struct conn *c)
     return goodbye(c, &f);
 }
 
-/* ---- tunnel ------------------------------------------------------------- */
-/* ---- tunnel ------------------------------------------------------------- */
+/* ---- tunnel -------------------------------------------------------------- */
 
 /* The way that goes with what the client has: TLS if it was intercepted. */
 static enum why
@@ -717,7 +718,7 @@ conn_tunnel(struct conn *c)
     return ST_CLOSE;
 }
 
-/* ---- close -------------------------------------------------------------- */
+/* ---- close --------------------------------------------------------------- */
 
 /* Finish our direction and let the client finish its own: closing with bytes
  * unread would reset it while it still reads our answer (RFC 9112 section
@@ -766,7 +767,7 @@ conn_close(struct conn *c)
     return ST_DONE;
 }
 
-/* ---- the life ----------------------------------------------------------- */
+/* ---- the life ------------------------------------------------------------ */
 
 static const struct step {
     const char *name;

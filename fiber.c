@@ -30,9 +30,9 @@
 #endif
 
 enum {
-    GUARD = 4096,    /* bytes below a stack that nobody may touch */
-    LOOK_MS = 1000,  /* fiber_call() looks so often; it is woken before */
-    KEPT = 256,      /* stacks that wait for the next fiber */
+    GUARD = 4096,   /* bytes below a stack that nobody may touch */
+    LOOK_MS = 1000, /* fiber_call() looks so often; it is woken before */
+    KEPT = 256,     /* stacks that wait for the next fiber */
 };
 
 struct fiber {
@@ -70,7 +70,8 @@ fiber_self(void)
     return here;
 }
 
-/* ---- switching ------------------------------------------------------------ */
+/* ---- switching ------------------------------------------------------------
+ */
 
 /* ThreadSanitizer takes each stack for a thread, and has to be told. */
 static void
@@ -182,8 +183,7 @@ stack_take(struct fibers *fs)
         return NULL;
     f->memory = mmap(NULL, fs->stack_bytes + GUARD, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (f->memory == MAP_FAILED ||
-        mprotect(f->memory, GUARD, PROT_NONE) != 0) {
+    if (f->memory == MAP_FAILED || mprotect(f->memory, GUARD, PROT_NONE) != 0) {
         if (f->memory != MAP_FAILED)
             munmap(f->memory, fs->stack_bytes + GUARD);
         free(f);
@@ -227,7 +227,8 @@ fibers_start(struct fibers *fs, void (*run)(void *), void *arg)
     return true;
 }
 
-/* ---- sleeping and waking ---------------------------------------------------- */
+/* ---- sleeping and waking ----------------------------------------------------
+ */
 
 /*
  * fiber_sleep - let the owner go on until something wakes this fiber.
@@ -350,7 +351,8 @@ fiber_call(struct pool *p, void (*run)(void *), void *arg)
     return b.ran;
 }
 
-/* ---- the owner --------------------------------------------------------------- */
+/* ---- the owner
+ * --------------------------------------------------------------- */
 
 /* False: out of descriptors. */
 bool
@@ -439,7 +441,8 @@ fibers_run(struct fibers *fs)
     if (fs->n == 0)
         return false;
     wake_late(fs);
-    for (size_t left = fs->n; left > 0 && (f = next_woken(fs)) != NULL; left--) {
+    for (size_t left = fs->n; left > 0 && (f = next_woken(fs)) != NULL;
+         left--) {
         go_on(fs, f);
         any = true;
     }
@@ -504,7 +507,8 @@ fibers_poll(struct fibers *fs, struct pollfd *own, size_t n, int ms)
         }
     (void)poll(fs->polls, total, quiet ? ms : 0);
     pthread_mutex_lock(&fs->lock);
-    if (fs->polls[n].revents != 0 && read(fs->wake_fd, &count, sizeof count) < 0)
+    if (fs->polls[n].revents != 0 &&
+        read(fs->wake_fd, &count, sizeof count) < 0)
         assert(errno == EAGAIN);
     fs->asleep = false;
     for (size_t i = n + 1; i < total; i++)

@@ -22,7 +22,7 @@ enum {
     SECRET_COOKIE = 20, /* shorter ones could be guessed: RFC 7541 7.1.3 */
 };
 
-/* ---- receiving ---------------------------------------------------------- */
+/* ---- receiving ----------------------------------------------------------- */
 
 void
 section_init(struct section *s, const struct config *conf)
@@ -349,7 +349,7 @@ section_tail(struct section *s, struct head *head)
     head->version = HTTP_2;
 }
 
-/* ---- sending ------------------------------------------------------------ */
+/* ---- sending ------------------------------------------------------------- */
 
 struct packing {
     struct packed *p;

@@ -33,7 +33,7 @@ enum {
     CHUNK_EXCESS = 16384 /* bytes of such lines beyond a fair share */
 };
 
-/* ---- where a head ends -------------------------------------------------- */
+/* ---- where a head ends --------------------------------------------------- */
 
 static enum why
 broken(struct fail *f, enum side side, const char *op)
@@ -99,7 +99,7 @@ blank_line(const char *raw, size_t len, enum side from)
                : 0;
 }
 
-/* ---- a head's lines ----------------------------------------------------- */
+/* ---- a head's lines ------------------------------------------------------ */
 
 /* The line at *at without its CRLF, which section_end() has made sure of. */
 static struct span
@@ -233,7 +233,7 @@ parse_fields(const char *at, enum side from, const struct h1_limits *limits,
     return WHY_NONE;
 }
 
-/* ---- what the fields mean ----------------------------------------------- */
+/* ---- what the fields mean ------------------------------------------------ */
 
 enum kind { /* fields the codec acts upon */
             F_OTHER,
@@ -518,7 +518,7 @@ h1_parse_head(const char *raw, size_t len, enum side from,
     return why;
 }
 
-/* ---- chunks ------------------------------------------------------------- */
+/* ---- chunks -------------------------------------------------------------- */
 
 enum {
     CHUNK_SIZE, /* before the first digit */
@@ -632,7 +632,7 @@ h1_parse_chunks(struct h1_chunks *c, const char *raw, size_t len, size_t *used,
     return c->state == CHUNK_LAST ? WHY_EOF : WHY_MORE;
 }
 
-/* ---- WebSocket across versions ------------------------------------------ */
+/* ---- WebSocket across versions ------------------------------------------- */
 
 /* HTTP/1 proves by a key that a server knows WebSocket (RFC 6455 section 4);
  * HTTP/2 and 3 do not (RFC 8441 section 5).  Where they meet, the HTTP/1 side
@@ -714,7 +714,7 @@ ws_accepted(const struct h1 *h, const struct head *head)
                            span_is(got->value, want));
 }
 
-/* ---- reading heads ------------------------------------------------------ */
+/* ---- reading heads ------------------------------------------------------- */
 
 /* RFC 9112 section 9.3. */
 static bool
@@ -940,7 +940,7 @@ h1_read_head(struct http *http, struct head *head, struct fail *f)
     return why;
 }
 
-/* ---- reading content ---------------------------------------------------- */
+/* ---- reading content ----------------------------------------------------- */
 
 /* The trailer section (RFC 9112 section 7.1.2), parsed as fields are. */
 static enum why
@@ -1120,7 +1120,7 @@ h1_complete(struct http *http)
     return ((struct h1 *)http)->rd == H1_DONE;
 }
 
-/* ---- what waits to be sent ---------------------------------------------- */
+/* ---- what waits to be sent ----------------------------------------------- */
 
 /* Send it, and `n` pieces behind it in the same call. */
 static enum why
@@ -1206,7 +1206,7 @@ put_number(struct h1 *h, struct span name, uint64_t n)
     put_field(h, name, (struct span){text, (size_t)len});
 }
 
-/* ---- writing heads ------------------------------------------------------ */
+/* ---- writing heads ------------------------------------------------------- */
 
 enum length { /* what becomes of Content-Length */
               LENGTH_NONE,
@@ -1486,7 +1486,7 @@ h1_write_head(struct http *http, const struct head *head, struct fail *f)
                              : write_answer(h, head, f);
 }
 
-/* ---- writing content ---------------------------------------------------- */
+/* ---- writing content ----------------------------------------------------- */
 
 /* A chunk's size line. */
 static size_t
@@ -1609,7 +1609,7 @@ h1_flush(struct http *http, struct fail *f)
     return why;
 }
 
-/* ---- the connection ----------------------------------------------------- */
+/* ---- the connection ------------------------------------------------------ */
 
 /* What comes has to be read past, or the answer may be lost with it (RFC 9112
  * section 9.6). */

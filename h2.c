@@ -93,7 +93,7 @@ struct h2 {
     bool used;
 };
 
-/* ---- keeping calm ------------------------------------------------------- */
+/* ---- keeping calm -------------------------------------------------------- */
 
 static void
 calm_init(struct calm *c, int max, int64_t now)
@@ -138,7 +138,7 @@ spend(struct h2 *h, enum calm_kind kind, const char *cause)
     return give_up(h, NGHTTP2_ENHANCE_YOUR_CALM, cause);
 }
 
-/* ---- the owner's list of streams ---------------------------------------- */
+/* ---- the owner's list of streams ----------------------------------------- */
 
 static void
 list_add(struct h2 *h, struct stream *s)
@@ -185,7 +185,7 @@ stream_at(struct h2 *h, int32_t id)
     return nghttp2_session_get_stream_user_data(h->ng, id);
 }
 
-/* ---- what comes: the library calls back --------------------------------- */
+/* ---- what comes: the library calls back ---------------------------------- */
 
 /* RFC 9113 section 5.1.1: identifiers that were passed over are used up.  The
  * library cannot tell them from streams that were, and lets them pass. */
@@ -560,7 +560,7 @@ nv_of(const struct packed *p, nghttp2_nv few[NV_MAX])
     return nv;
 }
 
-/* ---- what goes: content, when the library asks for it ------------------- */
+/* ---- what goes: content, when the library asks for it -------------------- */
 
 static ssize_t
 read_content(nghttp2_session *ng, int32_t id, uint8_t *buf, size_t max,
@@ -623,7 +623,7 @@ send_content(nghttp2_session *ng, nghttp2_frame *frame, const uint8_t *hd,
     return good ? 0 : NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
 }
 
-/* ---- what goes: heads, and all else that a user calls for --------------- */
+/* ---- what goes: heads, and all else that a user calls for ---------------- */
 
 static void
 send_head(struct h2 *h, struct stream *s, const struct packed *p, bool ends)
@@ -815,7 +815,7 @@ begin_fresh(struct h2 *h)
     }
 }
 
-/* ---- the socket --------------------------------------------------------- */
+/* ---- the socket ---------------------------------------------------------- */
 
 /* What ended the library's interest in more bytes, as a code of the protocol.
  */
@@ -926,7 +926,7 @@ transmit(struct h2 *h, struct fail *f)
     return why;
 }
 
-/* ---- clocks ------------------------------------------------------------- */
+/* ---- clocks -------------------------------------------------------------- */
 
 /* Our answer is complete and the request is not: nobody hears the rest.  A
  * client that has nearly finished may do so. */
@@ -1012,7 +1012,7 @@ idle_since(struct h2 *h)
     return h->idle_from;
 }
 
-/* ---- the session's life ------------------------------------------------- */
+/* ---- the session's life -------------------------------------------------- */
 
 /* Wait for the socket, for a stream's call, or for `ms`. */
 static void
@@ -1144,7 +1144,7 @@ turn(struct h2 *h, int linger_ms, struct fail *f)
     return WHY_NONE;
 }
 
-/* ---- public ------------------------------------------------------------- */
+/* ---- public -------------------------------------------------------------- */
 
 static nghttp2_session_callbacks *
 callbacks_new(void)

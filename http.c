@@ -34,7 +34,7 @@ struct arena { /* a block; older ones stay where they are */
 
 #define N_OF(array) (sizeof(array) / sizeof((array)[0]))
 
-/* ---- characters --------------------------------------------------------- */
+/* ---- characters ---------------------------------------------------------- */
 
 enum { TOKEN = 1, VALUE = 2, NAME = 4 };
 
@@ -94,7 +94,7 @@ lower(char c)
     return (unsigned char)(c >= 'A' && c <= 'Z' ? c | 0x20 : c);
 }
 
-/* ---- spans -------------------------------------------------------------- */
+/* ---- spans --------------------------------------------------------------- */
 
 static bool
 same_case_or_not(struct span a, struct span b)
@@ -171,7 +171,7 @@ span_number(struct span s, uint64_t *n)
     return true;
 }
 
-/* ---- arena -------------------------------------------------------------- */
+/* ---- arena --------------------------------------------------------------- */
 
 /* Room for len bytes that never move; NULL: out of memory. */
 static char *
@@ -219,7 +219,7 @@ arena_drop(struct arena *a, bool keep)
     return kept;
 }
 
-/* ---- heads -------------------------------------------------------------- */
+/* ---- heads --------------------------------------------------------------- */
 
 /* An empty head that owns nothing yet; head_clear() before it is forgotten. */
 void
@@ -342,7 +342,7 @@ head_joined(struct head *head, const char *name)
     return (struct span){at, len - 2};
 }
 
-/* ---- lists -------------------------------------------------------------- */
+/* ---- lists --------------------------------------------------------------- */
 
 /*
  * list_next - the next element of a comma list (RFC 9110 section 5.6.1).
@@ -387,7 +387,7 @@ list_has(struct span list, const char *token)
     return list_has_span(list, span_of(token));
 }
 
-/* ---- grammar and semantics of fields, methods, statuses ----------------- */
+/* ---- grammar and semantics of fields, methods, statuses ------------------ */
 
 /* RFC 9110 section 5.6.2. */
 bool
@@ -589,7 +589,7 @@ version_name(enum version v)
     return names[v];
 }
 
-/* ---- authorities -------------------------------------------------------- */
+/* ---- authorities --------------------------------------------------------- */
 
 /* What follows a host: nothing, ":" or ":" and a port; 0: none given. */
 static bool
@@ -695,7 +695,7 @@ origin_authority(const struct origin *origin, char *out, size_t cap)
         snprintf(out + n, cap - (size_t)n, ":%u", origin->port);
 }
 
-/* ---- who is meant: ourselves? ------------------------------------------- */
+/* ---- who is meant: ourselves? -------------------------------------------- */
 
 /* As 16 bytes, an IPv4 address mapped into IPv6. */
 static bool
@@ -779,7 +779,7 @@ is_ourselves(const struct client *client, const char *host, uint16_t port)
            (address_is_local(&addr) || address_is_bound(client->conf, &addr));
 }
 
-/* ---- request targets ---------------------------------------------------- */
+/* ---- request targets ----------------------------------------------------- */
 
 struct route { /* a request on its way to its origin */
     struct head *req;

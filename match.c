@@ -56,7 +56,7 @@ struct match {
     size_t n_names;
 };
 
-/* ---- building ----------------------------------------------------------- */
+/* ---- building ------------------------------------------------------------ */
 
 static bool
 address_read(const char *text, struct block *b)
@@ -346,7 +346,7 @@ match_empty(const struct match *m)
     return m == NULL || m->n == 0;
 }
 
-/* ---- asking ------------------------------------------------------------- */
+/* ---- asking -------------------------------------------------------------- */
 
 static bool
 port_fits(const struct rule *rule, uint16_t port)

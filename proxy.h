@@ -37,7 +37,7 @@ enum {
     TUNNEL_BUF = 65536,   /* a tunnel direction that copies bulk */
 };
 
-/* ---- what can stop us --------------------------------------------------- */
+/* ---- what can stop us ---------------------------------------------------- */
 
 /* name, status if the client did it, if the upstream did (0: none),
  * Proxy-Status error (RFC 9209 section 2.3) if the upstream did, log text */
@@ -85,7 +85,7 @@ struct fail { /* the first failure; later ones are its consequences */
     const char *(*text)(int); /* sys_text, gnutls_strerror, cert_text, ... */
 };
 
-/* ---- text --------------------------------------------------------------- */
+/* ---- text ---------------------------------------------------------------- */
 
 struct span { /* text in somebody's buffer: no NUL, dead when the buffer is */
     const char *at;
@@ -94,7 +94,7 @@ struct span { /* text in somebody's buffer: no NUL, dead when the buffer is */
 
 struct arena; /* growing memory whose pieces never move (http.c) */
 
-/* ---- settings ----------------------------------------------------------- */
+/* ---- settings ------------------------------------------------------------ */
 
 struct match; /* a list of host globs, suffixes, CIDR blocks, ports (match.c) */
 
@@ -116,7 +116,8 @@ enum level { LEVEL_ERR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
  * time keep the unit of their key in the name. */
 struct config {
     atomic_int n_refs;
-    char *file; /* where it came from; NULL: defaults alone */
+    unsigned serial; /* no two of a process have the same */
+    char *file;      /* where it came from; NULL: defaults alone */
 
     /* [proxy] */
     struct listener_conf *listen;
@@ -159,7 +160,7 @@ struct config {
     char *log_file; /* NULL: standard error */
 };
 
-/* ---- one side of a byte pipe -------------------------------------------- */
+/* ---- one side of a byte pipe --------------------------------------------- */
 
 struct tls; /* a TLS layer over a socket, or over another TLS layer (end.c) */
 
@@ -190,7 +191,7 @@ struct end {
     uint64_t n_out;
 };
 
-/* ---- HTTP, whatever the version ----------------------------------------- */
+/* ---- HTTP, whatever the version ------------------------------------------ */
 
 enum version { HTTP_10, HTTP_11, HTTP_2, HTTP_3 };
 
@@ -396,7 +397,7 @@ struct task {
     void (*refuse)(struct task *); /* no worker came in time */
 };
 
-/* ---- streams of a session ----------------------------------------------- */
+/* ---- streams of a session ------------------------------------------------ */
 
 struct store { /* a queue of bytes; at NULL: none were ever there */
     char *at;
@@ -445,7 +446,7 @@ struct stream {
     /* needs hub->lock */
     struct fiber *fiber; /* its user, if he sleeps as one */
     int n_waiting;       /* users who sleep as threads */
-    bool called; /* is in hub->calls */
+    bool called;         /* is in hub->calls */
     struct stream *next_call;
     struct got *heads;  /* in: read_head takes the first */
     struct head *tail;  /* in: trailers */
@@ -483,7 +484,7 @@ struct stream {
 
 struct h2; /* one HTTP/2 session (h2.c) */
 
-/* ---- where to, and a way to it ------------------------------------------ */
+/* ---- where to, and a way to it ------------------------------------------- */
 
 struct origin {
     bool tls;                /* https */
@@ -516,7 +517,8 @@ struct clock_marks { /* µs each step took; -1: there was none */
 
 struct upstream { /* a way to an origin; belongs to whoever took it */
     struct origin origin;
-    struct end end; /* fd -1: a stream of a shared session */
+    unsigned serial; /* of the settings by which it was reached */
+    struct end end;  /* fd -1: a stream of a shared session */
     struct h1 h1;
     struct stream *stream;   /* set: http is its */
     struct session *session; /* whose stream it is (session.c) */
@@ -537,7 +539,7 @@ struct mitm;      /* the CA, leaf certificates, tickets */
 struct pool;
 struct worker; /* one thread of a pool, with its twin */
 
-/* ---- the program, a connection, an exchange ----------------------------- */
+/* ---- the program, a connection, an exchange ------------------------------ */
 
 struct weir { /* what all connections share; one, made by proxy.c */
     struct config *_Atomic config;
@@ -650,10 +652,10 @@ struct conn {
     struct conn *parked_next, *parked_prev;
 };
 
-/* ---- proxy.c: command line, start, signals, drain ----------------------- */
+/* ---- proxy.c: command line, start, signals, drain ------------------------ */
 /* main() alone */
 
-/* ---- listen.c: listeners, accept thread, parking ------------------------ */
+/* ---- listen.c: listeners, accept thread, parking ------------------------- */
 
 struct listeners;
 struct listeners *listeners_new(struct weir *, const struct config *, char *err,
@@ -668,10 +670,11 @@ size_t listeners_count(const struct listeners *);
 void listeners_stop_accepting(struct listeners *);    /* closes them at once */
 size_t listeners_live(struct listeners *);            /* connections alive */
 bool listeners_wait_idle(struct listeners *, int ms); /* until none lives */
-void listeners_end_all(struct listeners *); /* shutdown() every client */
+void listeners_end_all(struct listeners *); /* wakes who reads a client */
+void listeners_cut_all(struct listeners *); /* and who writes to one */
 void listeners_free(struct listeners *);
 
-/* ---- config.c: proxy.ini ------------------------------------------------ */
+/* ---- config.c: proxy.ini ------------------------------------------------- */
 
 /* file NULL: defaults.  sets: n "section.key=value".  NULL on a mistake, with
  * err = "file:line: [section] key: what is wrong, what is allowed". */
@@ -689,7 +692,7 @@ struct config_key { /* what a key is, for tests and manuals */
 };
 const struct config_key *config_key(size_t i); /* NULL: there is no i-th */
 
-/* ---- match.c: lists of hosts -------------------------------------------- */
+/* ---- match.c: lists of hosts --------------------------------------------- */
 
 struct match *match_parse(const char *text, char *err, size_t cap);
 bool match_add(struct match *, const char *text, char *err, size_t cap);
@@ -698,7 +701,7 @@ bool match_host(const struct match *, const char *host, uint16_t port);
 bool match_empty(const struct match *);
 void match_free(struct match *);
 
-/* ---- pool.c: workers and their twins ------------------------------------ */
+/* ---- pool.c: workers and their twins ------------------------------------- */
 
 struct pool_conf {
     const char *name; /* of its threads */
@@ -717,7 +720,7 @@ bool twin_wait(struct worker *, int ms); /* -1: for ever; false: still runs */
 bool cond_until(pthread_cond_t *, pthread_mutex_t *, int64_t until);
 void stack_rest(void); /* unused pages of this thread's stack go back */
 
-/* ---- conn.c: the life of one connection --------------------------------- */
+/* ---- conn.c: the life of one connection ---------------------------------- */
 
 struct conn *conn_new(struct weir *, int fd, const struct sockaddr *,
                       socklen_t);
@@ -731,14 +734,14 @@ struct conn *conn_new_inside(const struct client *, int fd,
 /* May what follows a CONNECT to o be looked into? */
 bool conn_wants(const struct config *, const struct origin *);
 
-/* ---- serve.c: one stream of a client's session -------------------------- */
+/* ---- serve.c: one stream of a client's session --------------------------- */
 
 struct served; /* a stream, and who asks */
 struct served *served_new(struct stream *, const struct client *);
-void serve_job(void *job, struct worker *); /* the pool's serve() */
+void serve_job(void *job, struct worker *);         /* the pool's serve() */
 bool serve_begin(struct served *, struct fibers *); /* false: nobody can */
 
-/* ---- end.c: an endpoint ------------------------------------------------- */
+/* ---- end.c: an endpoint -------------------------------------------------- */
 
 void end_init(struct end *, int fd, enum side, int idle_ms);
 void end_clear(struct end *);              /* closes; may run twice */
@@ -766,7 +769,7 @@ enum why end_handshake(struct end *, gnutls_session_t, int64_t deadline,
 void end_alert(struct end *, gnutls_alert_description_t);
 gnutls_session_t end_session(const struct end *); /* NULL: plain */
 
-/* ---- fail.c: reasons, and the clock ------------------------------------- */
+/* ---- fail.c: reasons, and the clock -------------------------------------- */
 
 int64_t now_ms(void), now_us(void); /* monotonic */
 
@@ -784,7 +787,7 @@ int why_status(enum why, enum side);
 const char *why_proxy_error(enum why, enum side); /* RFC 9209 token or NULL */
 void fail_text(const struct fail *, char *out, size_t cap);
 
-/* ---- http.c: what all versions share ------------------------------------ */
+/* ---- http.c: what all versions share ------------------------------------- */
 
 bool span_is(struct span, const char *);  /* same bytes */
 bool span_isi(struct span, const char *); /* same but for ASCII case */
@@ -822,19 +825,19 @@ bool host_is_address(const char *host);
 bool name_is_local(const struct config *, const char *host); /* ourselves */
 void origin_authority(const struct origin *, char *out, size_t cap);
 
-/* ---- exchange.c: one request and its answer ----------------------------- */
+/* ---- exchange.c: one request and its answer ------------------------------ */
 
 enum exchange_end exchange_run(struct exchange *);
 /* There is no proper request: answer with what x->fail says, and close. */
 enum exchange_end exchange_refuse(struct exchange *);
 
-/* ---- page.c: what weir says itself -------------------------------------- */
+/* ---- page.c: what weir says itself --------------------------------------- */
 
 enum why page_error(struct exchange *, const struct fail *, struct fail *);
 enum why page_own(struct exchange *, struct fail *);   /* our own site */
 enum why page_trace(struct exchange *, struct fail *); /* Max-Forwards: 0 */
 
-/* ---- h1.c: HTTP/1 ------------------------------------------------------- */
+/* ---- h1.c: HTTP/1 -------------------------------------------------------- */
 
 void h1_init(struct h1 *, struct end *, enum side, const struct config *);
 void h1_clear(struct h1 *);
@@ -846,7 +849,7 @@ enum why h1_parse_chunks(struct h1_chunks *, const char *raw, size_t len,
                          size_t *used, struct span *data, struct fail *);
 struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
 
-/* ---- fields.c: heads in the fields of HTTP/2 and 3 ---------------------- */
+/* ---- fields.c: heads in the fields of HTTP/2 and 3 ----------------------- */
 
 struct section { /* one that is being received */
     struct head head;
@@ -872,7 +875,8 @@ struct packed *pack_head(const struct head *,
                          bool head_only); /* NULL: memory */
 struct packed *pack_tail(const struct head *);
 
-/* ---- fiber.c: blocking jobs on an owner's thread --------------------------- */
+/* ---- fiber.c: blocking jobs on an owner's thread ---------------------------
+ */
 
 bool fibers_init(struct fibers *, size_t stack_bytes);
 void fibers_clear(struct fibers *);
@@ -886,7 +890,7 @@ void fiber_sleep(int fd, short events, int ms);
 void fiber_wake(struct fiber *);
 bool fiber_call(struct pool *, void (*run)(void *), void *arg);
 
-/* ---- stream.c: between a session's owner and a stream's user ------------ */
+/* ---- stream.c: between a session's owner and a stream's user ------------- */
 
 bool hub_init(struct hub *); /* false: no descriptor */
 void hub_clear(struct hub *);
@@ -910,10 +914,10 @@ void stream_put_end(struct stream *, struct head *tail); /* tail may be NULL */
 void stream_break(struct stream *, enum why, const char *op, int code,
                   const char *(*text)(int));
 void stream_deafen(struct stream *);
-void stream_tell(struct stream *); /* needs hub->lock */
+void stream_tell(struct stream *);     /* needs hub->lock */
 size_t stream_unread(struct stream *); /* no credit was given for it */
 
-/* ---- h2.c: HTTP/2 sessions ---------------------------------------------- */
+/* ---- h2.c: HTTP/2 sessions ----------------------------------------------- */
 
 struct h2_user { /* whoever has a session */
     struct weir *weir;
@@ -937,8 +941,7 @@ struct stream *h2_open(struct h2 *, bool *used);
 int h2_extended(struct h2 *, int64_t until); /* 1: yes, 0: no, -1: over */
 void h2_stop(struct h2 *);                   /* end it, from any thread */
 
-/* ---- ca.c: our certificate authority, on disk --------------------------- */
-/* ---- ca.c: our certificate authority, on disk --------------------------- */
+/* ---- ca.c: our certificate authority, on disk ---------------------------- */
 
 struct ca {    /* never changes once made */
     char *dir; /* where it lives */
@@ -950,7 +953,7 @@ struct ca *ca_new(const char *dir, char *err, size_t cap); /* NULL: ~/.weir */
 void ca_free(struct ca *);
 int ca_crt_begin(gnutls_x509_crt_t, gnutls_pubkey_t, time_t until);
 
-/* ---- leaf.c: certificates for the names we answer for ------------------- */
+/* ---- leaf.c: certificates for the names we answer for -------------------- */
 
 struct leaf;   /* one certificate with its chain */
 struct leaves; /* all of them */
@@ -966,13 +969,13 @@ void leaf_show(struct leaf *, struct gnutls_pcert_st **chain, unsigned *n,
 size_t leaves_count(struct leaves *);    /* kept now */
 uint64_t leaves_minted(struct leaves *); /* made since the start */
 
-/* ---- hello.c: what a ClientHello says ----------------------------------- */
+/* ---- hello.c: what a ClientHello says ------------------------------------ */
 
 enum why hello_parse(const void *raw, size_t len, struct hello *);
 enum why hello_read(struct end *, int64_t deadline, struct hello *,
                     struct fail *); /* consumes nothing */
 
-/* ---- mitm.c: who is intercepted, and TLS towards him -------------------- */
+/* ---- mitm.c: who is intercepted, and TLS towards him --------------------- */
 
 struct mitm *mitm_new(const struct config *, char *err, size_t cap);
 void mitm_free(struct mitm *);
@@ -983,7 +986,7 @@ enum why mitm_accept(struct mitm *, struct end *, const char *name,
                      const struct names *, unsigned alpn, int64_t deadline,
                      struct fail *); /* TLS server on end as `name` */
 
-/* ---- dns.c: names to addresses ------------------------------------------ */
+/* ---- dns.c: names to addresses ------------------------------------------- */
 
 struct address {
     struct sockaddr_storage at;
@@ -1002,13 +1005,13 @@ struct resolver { /* the C library's, unless a test puts its own here */
 };
 extern struct resolver dns_resolver; /* set before the first lookup */
 
-/* ---- dial.c: host and port -> connected socket -------------------------- */
+/* ---- dial.c: host and port -> connected socket --------------------------- */
 
 enum why dial(const struct client *, const char *host, uint16_t port, int *fd,
               char addr[ADDR_MAX], struct clock_marks *, struct fail *);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 
-/* ---- secure.c: TLS to origins, and what is remembered of them ----------- */
+/* ---- secure.c: TLS to origins, and what is remembered of them ------------ */
 
 struct secure; /* trust, resumption data, remembered origins */
 struct secure *secure_new(const struct config *, char *err, size_t cap);
@@ -1019,7 +1022,7 @@ void secure_save_ticket(struct secure *, struct upstream *);
 bool secure_known(struct secure *, const struct origin *, struct known *);
 const char *cert_text(int status); /* why a certificate was refused */
 
-/* ---- upstream.c: target -> connected, ready origin ---------------------- */
+/* ---- upstream.c: target -> connected, ready origin ----------------------- */
 
 struct upstreams *upstreams_new(const struct config *, char *err, size_t cap);
 void upstreams_free(struct upstreams *);
@@ -1047,7 +1050,7 @@ bool upstream_known(const struct client *, const struct origin *,
                     struct known *);
 bool origin_same(const struct origin *, const struct origin *);
 
-/* ---- session.c: HTTP/2 connections that exchanges share ----------------- */
+/* ---- session.c: HTTP/2 connections that exchanges share ------------------ */
 
 struct sessions;
 struct dialling;
@@ -1062,8 +1065,7 @@ struct dialling *sessions_turn(struct sessions *, const struct origin *,
                                int64_t until);
 void sessions_turned(struct sessions *, struct dialling *);
 
-/* ---- tunnel.c: bytes both ways ------------------------------------------ */
-/* ---- tunnel.c: bytes both ways ------------------------------------------ */
+/* ---- tunnel.c: bytes both ways ------------------------------------------- */
 
 void tunnel_run(struct worker *, const struct weir *, struct tunnel_side client,
                 struct tunnel_side server, int idle_ms, int half_closed_ms,
@@ -1071,7 +1073,7 @@ void tunnel_run(struct worker *, const struct weir *, struct tunnel_side client,
 void tunnel_log(const struct client *, const struct upstream *,
                 const struct tunnel_result *, int64_t from_us);
 
-/* ---- log.c: one event, one line, one write(2) --------------------------- */
+/* ---- log.c: one event, one line, one write(2) ---------------------------- */
 
 struct line { /* a line being written */
     char at[4096];

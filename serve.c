@@ -78,7 +78,7 @@ say_state(const struct served *v, const char *state)
                 (long long)v->stream->id, state);
 }
 
-/* ---- CONNECT ------------------------------------------------------------ */
+/* ---- CONNECT ------------------------------------------------------------- */
 
 /* Bytes both ways until both directions have ended. */
 static void
@@ -172,7 +172,7 @@ serve_connect(struct served *v, struct exchange *x)
     }
 }
 
-/* ---- requests ----------------------------------------------------------- */
+/* ---- requests ------------------------------------------------------------ */
 
 static void
 serve_request(struct served *v, struct exchange *x)

@@ -50,7 +50,7 @@ struct sessions {
     struct dialling *dialling;
 };
 
-/* ---- one dials, others wait --------------------------------------------- */
+/* ---- one dials, others wait ---------------------------------------------- */
 
 /* Needs lock. */
 static struct dialling *
@@ -118,7 +118,7 @@ sessions_turned(struct sessions *ss, struct dialling *d)
     pthread_mutex_unlock(&ss->lock);
 }
 
-/* ---- sessions ----------------------------------------------------------- */
+/* ---- sessions ------------------------------------------------------------ */
 
 static void
 log_session(const struct session *s, const struct fail *f)
@@ -233,7 +233,8 @@ session_start(struct sessions *ss, const struct client *c, struct upstream *up,
  * session_take - a stream of a session with the origin, if there is one with
  * room.
  *
- * up  a way that is nothing yet; filled in
+ * up  a way that is nothing yet but its serial, which must be the session's;
+ *     filled in
  */
 bool
 session_take(struct sessions *ss, const struct origin *o, struct upstream *up)
@@ -242,8 +243,8 @@ session_take(struct sessions *ss, const struct origin *o, struct upstream *up)
 
     pthread_mutex_lock(&ss->lock);
     for (struct session *s = ss->first; s != NULL && !taken; s = s->next)
-        taken =
-            !s->over && origin_same(&s->way.origin, o) && session_lend(s, up);
+        taken = !s->over && s->way.serial == up->serial &&
+                origin_same(&s->way.origin, o) && session_lend(s, up);
     pthread_mutex_unlock(&ss->lock);
     return taken;
 }
@@ -256,7 +257,7 @@ session_extended(const struct upstream *up)
     return h2_extended(up->session->h2, now_ms() + SETTLE_MS) == 1;
 }
 
-/* ---- start, every second, end ------------------------------------------- */
+/* ---- start, every second, end -------------------------------------------- */
 
 /* secure: gets the tickets of sessions that end.  NULL: out of memory. */
 struct sessions *

@@ -38,7 +38,7 @@ enum {
     OWED_CALL = 1 << 20, /* and of all */
 };
 
-/* ---- a queue of bytes --------------------------------------------------- */
+/* ---- a queue of bytes ---------------------------------------------------- */
 
 /* Behind what is there; the buffer grows as needed.  False: out of memory. */
 bool
@@ -82,7 +82,7 @@ store_swap(struct store *a, struct store *b)
     *b = was;
 }
 
-/* ---- the hub ------------------------------------------------------------ */
+/* ---- the hub ------------------------------------------------------------- */
 
 /* False: out of descriptors; errno says so. */
 bool
@@ -238,7 +238,7 @@ hub_wait_left(struct hub *h)
     return left;
 }
 
-/* ---- waiting and failing ------------------------------------------------ */
+/* ---- waiting and failing ------------------------------------------------- */
 
 /* Its users shall look again.  Needs hub->lock. */
 static void
@@ -322,7 +322,7 @@ fail_broken(const struct stream *s, struct fail *f)
                      s->broken.code, s->broken.text);
 }
 
-/* ---- reading ------------------------------------------------------------ */
+/* ---- reading ------------------------------------------------------------- */
 
 /* What was handed out has been used: the peer may send as much again.  Needs
  * hub->lock. */
@@ -483,7 +483,7 @@ stream_unwanted(struct http *http)
     return true;
 }
 
-/* ---- writing ------------------------------------------------------------ */
+/* ---- writing ------------------------------------------------------------- */
 
 static struct packed **
 packed_end(struct packed **list)
@@ -638,7 +638,7 @@ stream_flush(struct http *http, struct fail *f)
     return hand_over(s, f);
 }
 
-/* ---- the stream as a whole ---------------------------------------------- */
+/* ---- the stream as a whole ----------------------------------------------- */
 
 static bool
 stream_gone(struct http *http)
@@ -834,7 +834,7 @@ stream_drop(struct stream *s)
         stream_free(s);
 }
 
-/* ---- what the owner brings ---------------------------------------------- */
+/* ---- what the owner brings ----------------------------------------------- */
 
 /* A head for read_head; what is in it is taken.  False: no memory. */
 bool

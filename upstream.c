@@ -104,15 +104,17 @@ cache_surplus(struct upstreams *us, int max, int64_t since)
     return NULL;
 }
 
-/* Take the way to an origin that was used last out of the cache; NULL: none. */
+/* Take the way to an origin that was used last out of the cache; NULL: none.
+ * One that other settings led to is none: [resolve] or insecure may say
+ * something else by now. */
 static struct upstream *
-cache_take(struct upstreams *us, const struct origin *o)
+cache_take(struct upstreams *us, const struct origin *o, unsigned serial)
 {
     struct upstream *up;
 
     pthread_mutex_lock(&us->lock);
     up = us->buckets[bucket_of(o)];
-    while (up != NULL && !origin_same(&up->origin, o))
+    while (up != NULL && (up->serial != serial || !origin_same(&up->origin, o)))
         up = up->next;
     if (up != NULL)
         cache_unlink(us, up);
@@ -138,7 +140,7 @@ cache_take_alive(const struct client *c, const struct origin *o)
     int64_t since = now_ms() - c->conf->reuse_s * 1000LL;
     struct upstream *up;
 
-    while ((up = cache_take(us, o)) != NULL) {
+    while ((up = cache_take(us, o, c->conf->serial)) != NULL) {
         if (up->given_at >= since && upstream_alive(up))
             return up;
         upstream_free(up);
@@ -181,6 +183,7 @@ upstream_dial(const struct client *c, const struct origin *o, struct fail *f)
         return NULL;
     }
     up->origin = *o;
+    up->serial = c->conf->serial;
     up->took = (struct clock_marks){-1, -1, -1};
     if (dial(c, o->host, o->port, &fd, up->addr, &up->took, f) != WHY_NONE) {
         free(up);
@@ -260,6 +263,7 @@ take_shared(const struct client *c, const struct origin *o, struct span upgrade)
 
     if (up == NULL)
         return NULL;
+    up->serial = c->conf->serial;
     if (session_take(c->weir->upstreams->sessions, o, up) &&
         upstream_serves(up, upgrade))
         return up;
@@ -477,8 +481,8 @@ upstreams_new(const struct config *conf, char *err, size_t cap)
     return us;
 }
 
-/* Close what has been idle for reuse_s, and what is too many.  Called about once
- * a second. */
+/* Close what has been idle for reuse_s, and what is too many.  Called about
+ * once a second. */
 void
 upstreams_reap(struct upstreams *us, const struct config *conf)
 {

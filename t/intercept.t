@@ -345,7 +345,6 @@ for my $case (
 ) {
     my ($name, $set, $host, $port, $ours) = @$case;
     my $v = Weir->start(home => $w->home, set => [ @here, @$set,
-        'intercept.sniff_ms=2000',
         "upstream.upstream_ca=$certs->{ca}{cert}" ]);
     my $who = issuer($v, $host, $port);
     ok $ours ? $who ne $theirs : $who eq $theirs,
