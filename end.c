@@ -160,7 +160,8 @@ sock_recv_now(struct end *e, void *buf, size_t cap, size_t *n, struct fail *f)
 }
 
 static enum why
-sock_recv(struct end *e, void *buf, size_t cap, size_t *n, struct fail *f)
+sock_recv(struct end *e, void *buf, size_t cap, int flags, size_t *n,
+          struct fail *f)
 {
     int quiet_ms = 0;
 
@@ -177,17 +178,17 @@ sock_recv(struct end *e, void *buf, size_t cap, size_t *n, struct fail *f)
             set_timeout(e->fd, SO_RCVTIMEO, wait);
             e->rcv_ms = wait;
         }
-        got = recv(e->fd, buf, cap, fiber ? MSG_DONTWAIT : 0);
+        got = recv(e->fd, buf, cap, flags | (fiber ? MSG_DONTWAIT : 0));
         if (got < 0 && errno == EAGAIN && fiber) {
             int64_t from = now_ms();
 
             fiber_sleep(e->fd, POLLIN, wait);
-            got = recv(e->fd, buf, cap, MSG_DONTWAIT);
+            got = recv(e->fd, buf, cap, flags | MSG_DONTWAIT);
             if (got < 0 && errno == EAGAIN && now_ms() - from < wait)
                 continue; /* woken, and it was not for this */
         }
         if (got > 0) {
-            e->n_in += (uint64_t)got;
+            e->n_in += (flags & MSG_PEEK) ? 0 : (uint64_t)got;
             *n = (size_t)got;
             return WHY_NONE;
         }
@@ -432,7 +433,7 @@ layer_read(struct end *e, struct tls *t, void *buf, size_t cap, size_t *n,
            struct fail *f)
 {
     if (t == NULL)
-        return sock_recv(e, buf, cap, n, f);
+        return sock_recv(e, buf, cap, 0, n, f);
     for (;;) {
         ssize_t got = tls_decrypt(t, buf, cap);
         enum why why;
@@ -645,8 +646,14 @@ enum why
 end_fill(struct end *e, size_t cap, struct fail *f)
 {
     size_t n;
+    char byte;
     enum why why;
 
+    /* Thousands of fibers may wait at once: a buffer each only when there is
+     * something to put into it. */
+    if (e->cap == 0 && e->tls == NULL && fiber_here() && !e->no_wait &&
+        (why = sock_recv(e, &byte, 1, MSG_PEEK, &n, f)) != WHY_NONE)
+        return why;
     if (!buffer_room(e, cap)) {
         if (e->len >= cap)
             return fail_own(f, e->side, WHY_LIMIT, "read");

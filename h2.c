@@ -38,6 +38,7 @@ enum {
     CALM_MS = 10000,    /* the span that the limits of proxy.ini speak of */
     SILENT_MS = 5000,   /* an origin that said nothing for so long is asked */
     PING_MS = 3000,     /* and has so long to answer */
+    TRIM_STREAMS = 50,    /* served: there may be memory to give back */
     UNHEARD_MS = 200,   /* for the end of a request that was answered */
     EARN_BYTES = 512,   /* sent: the peer may send a WINDOW_UPDATE more */
     BOMB = 3,           /* times head_bytes that a head may unpack to */
@@ -85,7 +86,7 @@ struct h2 {
     int32_t last_id;
     struct gap gaps[GAPS]; /* the last ones */
     size_t n_gaps;
-    uint64_t n_served;
+    uint64_t n_served, trim_at;
     /* needs hub.lock */
     pthread_cond_t settled;
     bool settings_seen, extended, leaving, stop;
@@ -982,11 +983,23 @@ told_to_stop(struct h2 *h)
     return stop;
 }
 
+/* Buffers of a burst that is over. */
+static void
+give_back(struct h2 *h)
+{
+    end_drop_buffer(h->end);
+    if (h->out.len == 0)
+        store_clear(&h->out);
+    if (h->fibers.n_free > h->fibers.n)
+        fibers_rest(&h->fibers);
+}
+
 /* Twice a second. */
 static enum why
 tick(struct h2 *h, struct fail *f)
 {
     end_stalled(h);
+    give_back(h);
     if (h->block_from != 0 && h->now - h->block_from >= h->head_ms)
         give_up(h, NGHTTP2_ENHANCE_YOUR_CALM, "unfinished header block");
     if (h->blocked_at != 0 && h->now - h->blocked_at >= h->idle_ms)
@@ -1235,6 +1248,7 @@ limits_init(struct h2 *h, const struct config *conf)
     h->head_ms = conf->head_s * 1000;
     h->stall_ms = conf->stall_s * 1000;
     h->max_streams = (size_t)conf->streams;
+    h->trim_at = TRIM_STREAMS;
     h->last_id = -1;
     h->peer_max = 100; /* until its SETTINGS say; RFC 9113 section 6.5.2 */
     section_init(&h->section, conf);
@@ -1322,6 +1336,10 @@ h2_run(struct h2 *h, int linger_ms, struct fail *f)
     h->end->no_wait = false;
     store_clear(&h->out);
     fibers_rest(&h->fibers);
+    if (h->n_served >= h->trim_at) {
+        h->trim_at = h->n_served + TRIM_STREAMS;
+        atomic_store(&h->user.weir->trim, true);
+    }
     return why == WHY_MORE ? WHY_NONE : why;
 }
 

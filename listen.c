@@ -20,6 +20,7 @@
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
+#include <malloc.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
@@ -531,6 +532,8 @@ tick(struct listeners *ls, int64_t now)
     while ((job = pool_expire(ls->weir->exchanges, waits_since)) != NULL)
         job->refuse(job);
     upstreams_reap(ls->weir->upstreams, conf);
+    if (atomic_exchange(&ls->weir->trim, false))
+        malloc_trim(0); /* malloc(3) keeps what it gets, or nearly */
     config_give(conf);
 }
 

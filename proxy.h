@@ -137,7 +137,7 @@ struct config {
     struct match *h2c;      /* plain hosts that are spoken to in HTTP/2 */
 
     /* [http2] */
-    int streams, window_kib, session_kib, stall_s;
+    int streams, streams_total, window_kib, session_kib, stall_s;
     int resets, settings, pings, empty_frames, priorities, updates;
 
     /* [tunnel] */
@@ -552,6 +552,8 @@ struct weir { /* what all connections share; one, made by proxy.c */
     uint16_t ports[16]; /* that we listen on */
     size_t n_ports;
     atomic_ullong n_conns; /* the last connection id */
+    atomic_int n_fibers;   /* streams that are served by fibers */
+    atomic_bool trim;      /* much memory may have come free */
     atomic_bool draining;  /* finish what is in flight, start nothing */
     atomic_bool stopping;  /* grace is over: end everything now */
 };

@@ -220,7 +220,10 @@ serve_stream(struct task *job, struct worker *w)
 static void
 fiber_run(void *job)
 {
+    struct weir *weir = ((struct served *)job)->client.weir;
+
     serve_stream(job, NULL);
+    atomic_fetch_sub(&weir->n_fibers, 1);
 }
 
 /* The pool's serve(): a stream, or what a fiber may not wait for. */
@@ -254,8 +257,17 @@ fits_fiber(const struct served *v)
 bool
 serve_begin(struct served *v, struct fibers *fibers)
 {
-    if (fits_fiber(v) && fibers_start(fibers, fiber_run, v))
+    if (fits_fiber(v)) {
+        struct weir *weir = v->client.weir;
+
+        if (atomic_fetch_add(&weir->n_fibers, 1) <
+                v->client.conf->streams_total &&
+            fibers_start(fibers, fiber_run, v))
+            return true;
+        atomic_fetch_sub(&weir->n_fibers, 1);
+        refuse(&v->job);
         return true;
+    }
     if (!pool_submit(v->client.weir->exchanges, v))
         refuse(&v->job);
     return true;
