@@ -17,7 +17,8 @@ LIBS      = gnutls libnghttp2 inih
 PKG_RUN   = gcc libc6-dev make pkgconf ca-certificates \
             libgnutls28-dev libnghttp2-dev libinih-dev
 PKG_TEST  = $(PKG_RUN) perl libio-socket-ssl-perl curl openssl socat nginx \
-            gnutls-bin chromium libnss3-tools util-linux
+            gnutls-bin chromium libnss3-tools util-linux \
+            nghttp2-client nghttp2-server nghttp2-proxy
 PKG_FUZZ  = $(PKG_RUN) clang
 PKG_LINT  = $(PKG_RUN) clang-tidy cppcheck clang-format
 PKG_BENCH = $(PKG_RUN) perl squid-openssl haproxy tinyproxy mitmproxy nginx \
