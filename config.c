@@ -51,6 +51,7 @@ enum kind {
     KIND_PATH,    /* char *: NULL if empty */
     KIND_FILE,    /* the same, and it can be read */
     KIND_LISTEN,  /* list of struct listener_conf */
+    KIND_USERS,   /* list of struct user_conf; secret */
     KIND_NAMES,   /* list of char *: names and addresses, no ports */
     KIND_MATCH,   /* struct match * */
     KIND_RESOLVE, /* list of struct resolve_conf; the key is any name */
@@ -100,6 +101,8 @@ static const struct row rows[] = {
          "addresses to listen on, each with its port"),
     LIST("proxy", "names", NAMES, names, "",
          "further names and addresses by which clients call weir itself"),
+    LIST("proxy", "users", USERS, users, "",
+         "name:password of those who may use weir; empty: nobody is asked"),
     VALUE("proxy", "via", TOKEN, via, "",
           "weir's name in Via fields; empty: made at start"),
     INT("proxy", workers, 256, 1, 100000,
@@ -569,6 +572,47 @@ names_add(struct given *g, const char *item)
     return *to != NULL || bad(g, "out of memory");
 }
 
+/* No message repeats the item: it has a password. */
+static bool
+users_add(struct given *g, const char *item)
+{
+    const char *colon = strchr(item, ':');
+    struct user_conf *to;
+
+    if (colon == NULL || colon == item || colon[1] == '\0')
+        return bad(g, "an item is no user, allowed: name:password, at most "
+                      "%d bytes together, no comma and no blank",
+                   HOST_MAX);
+    for (size_t i = 0; i < g->conf->n_users; i++)
+        if (strncmp(g->conf->users[i].name, item, (size_t)(colon - item)) == 0 &&
+            g->conf->users[i].name[colon - item] == '\0')
+            return bad(g, "user %.*s is there twice, allowed: once",
+                       (int)(colon - item), item);
+    if ((to = list_add(g)) == NULL)
+        return false;
+    memcpy(to->name, item, (size_t)(colon - item));
+    strcpy(to->password, colon + 1);
+    return true;
+}
+
+static bool
+users_set(struct given *g)
+{
+    if (list_each(g, users_add))
+        return true;
+    if (strstr(g->wrong, "too long") != NULL)
+        bad(g, "an item is too long, allowed: %d bytes", HOST_MAX);
+    return false;
+}
+
+static void
+users_clear(struct config *conf, const struct row *row)
+{
+    if (conf->users != NULL)
+        explicit_bzero(conf->users, conf->n_users * sizeof *conf->users);
+    list_clear(conf, row);
+}
+
 static bool
 names_set(struct given *g)
 {
@@ -659,6 +703,7 @@ static const struct {
     [KIND_PATH] = {false, path_set, path_clear},
     [KIND_FILE] = {false, file_set, path_clear},
     [KIND_LISTEN] = {true, listen_set, list_clear},
+    [KIND_USERS] = {true, users_set, users_clear},
     [KIND_NAMES] = {true, names_set, names_clear},
     [KIND_MATCH] = {true, match_set, match_clear},
     [KIND_RESOLVE] = {true, resolve_set, list_clear},
@@ -969,6 +1014,17 @@ trimmed(char *text)
     return text;
 }
 
+/* May the value be in a message? */
+static bool
+key_is_secret(const char *section, const char *name)
+{
+    for (size_t i = 0; i < N_ROWS; i++)
+        if (strcmp(rows[i].key.section, section) == 0 &&
+            strcmp(rows[i].key.name, name) == 0)
+            return rows[i].kind == KIND_USERS;
+    return false;
+}
+
 /* "section.key=value" */
 static bool
 set_read(struct reading *r, const char *set)
@@ -988,6 +1044,8 @@ set_read(struct reading *r, const char *set)
     key = strchr(text, '.');
     if (key != NULL)
         *key++ = '\0';
+    if (key != NULL && key_is_secret(trimmed(text), trimmed(key)))
+        name[strcspn(name, "=")] = '\0';
     if (key == NULL || value == NULL)
         wrong(r, "not understood, allowed: section.key=value");
     else

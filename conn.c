@@ -180,6 +180,11 @@ conn_detect(struct conn *c)
         fail_own(&f, SIDE_CLIENT, WHY_PROTO, "TLS inside TLS to ourselves");
         return goodbye(c, &f);
     }
+    if (end_ahead(&c->end).at[0] == 4 || end_ahead(&c->end).at[0] == 5) {
+        c->spoke = end_ahead(&c->end).at[0] == 4 ? "socks4" : "socks5";
+        c->socks.until = now_ms() + c->client.conf->head_s * 1000LL;
+        return ST_SOCKS;
+    }
     /* Whatever else it is, HTTP/1 knows how to refuse it. */
     c->spoke = c->client.tls ? "tls+http/1" : "http/1";
     return ST_REQUEST;
@@ -315,6 +320,10 @@ conn_handshake(struct conn *c)
          (c->hello.sni[0] == '\0' || strcmp(c->hello.sni, WEIR_HOST) == 0 ||
           name_is_local(c->client.conf, c->hello.sni))))
         return handshake_own(c, deadline);
+    if (!c->target_known && c->client.conf->n_users > 0) {
+        fail_own(&f, SIDE_CLIENT, WHY_LOGIN, "TLS cannot say who it is");
+        return goodbye(c, &f);
+    }
     if (!c->target_known) { /* DNS led the client here instead of there */
         c->target = (struct origin){.port = 443};
         memcpy(c->target.host, c->hello.sni, sizeof c->target.host);
@@ -373,6 +382,8 @@ request_connect(struct conn *c)
     if (head_route(&c->req, &c->client, &c->target, &ourselves, &f) !=
         WHY_NONE)
         return refuse(c, &f);
+    if (access_request(&c->client, &c->req, &f) != WHY_NONE)
+        return refuse(c, &f);
     c->client.own_name = strcmp(c->target.host, WEIR_HOST) == 0;
     c->spoke = "connect";
     return ST_DIAL;
@@ -426,6 +437,91 @@ conn_linger(struct conn *c)
     return refuse(c, &f);
 }
 
+/* ---- socks -------------------------------------------------------------------------------- */
+
+/* A request that is not granted leaves no exchange behind to be logged. */
+static void
+log_socks(const struct conn *c, enum socks_code code)
+{
+    char target[HOST_MAX + 16];
+    struct line l;
+
+    if (!log_on(LEVEL_INFO))
+        return;
+    snprintf(target, sizeof target,
+             strchr(c->socks.host, ':') != NULL ? "[%s]:%u" : "%s:%u",
+             c->socks.host, c->socks.port);
+    log_begin(&l, LEVEL_INFO, "socks", c->client.id);
+    log_str(&l, "client", c->client.addr);
+    log_int(&l, "version", c->socks.version);
+    log_int(&l, "command", c->socks.command);
+    log_str(&l, "target", target);
+    log_int(&l, "reply", code);
+    log_fail(&l, &c->fail);
+    log_send(&l);
+}
+
+/* No: RFC 1928 section 6 wants the connection closed after that. */
+static enum conn_state
+socks_refuse(struct conn *c, enum socks_code code, const struct fail *f)
+{
+    struct fail ignored = {0};
+
+    c->fail = *f;
+    log_socks(c, code);
+    if (socks_answer(&c->socks, &c->end, code, NULL, &ignored) != WHY_NONE)
+        c->cut = true;
+    return ST_CLOSE;
+}
+
+/* The whole request is here. */
+static enum conn_state
+socks_request(struct conn *c)
+{
+    struct fail f = {0};
+
+    switch (c->socks.command) {
+    case SOCKS_CONNECT:
+        if (c->socks.port == 0)
+            break;
+        c->target = (struct origin){.port = c->socks.port};
+        memcpy(c->target.host, c->socks.host, sizeof c->target.host);
+        c->client.own_name = strcmp(c->target.host, WEIR_HOST) == 0;
+        return ST_DIAL;
+    default: /* BIND waits for a server that connects back: FTP's old way */
+        fail_own(&f, SIDE_CLIENT, WHY_UNKNOWN, "SOCKS command");
+        return socks_refuse(c, SOCKS_NO_COMMAND, &f);
+    }
+    fail_own(&f, SIDE_CLIENT, WHY_PROTO, "port 0");
+    return socks_refuse(c, SOCKS_FAILED, &f);
+}
+
+/* One SOCKS conversation, up to its request. */
+static enum conn_state
+conn_socks(struct conn *c)
+{
+    struct fail f = {0};
+    enum why why;
+
+    while ((why = socks_listen(&c->socks, &c->end, &c->client, &f)) ==
+           WHY_MORE) {
+        if (now_ms() >= c->socks.until) {
+            fail_own(&f, SIDE_CLIENT, WHY_LATE, "read SOCKS request");
+            return goodbye(c, &f);
+        }
+        c->end.idle_ms = c->client.conf->linger_ms;
+        why = end_fill(&c->end, END_BUF, &f);
+        c->end.idle_ms = c->client.conf->idle_s * 1000;
+        if (why == WHY_IDLE)
+            return park(c, ST_SOCKS, c->socks.until);
+        if (why == WHY_EOF)
+            why = fail_own(&f, SIDE_CLIENT, WHY_CUT, "read SOCKS request");
+        if (why != WHY_NONE)
+            return goodbye(c, &f);
+    }
+    return why == WHY_NONE ? socks_request(c) : goodbye(c, &f);
+}
+
 /* ---- dial: the target of a CONNECT ---------------------------------------------------------- */
 
 /* Success, in the words of RFC 9110 section 9.3.6: no length, no coding. */
@@ -457,10 +553,25 @@ dial_wanted(const struct conn *c)
     return mitm_wants(conf, o->host, o->port);
 }
 
+/* The same to a SOCKS client, with our address on the way if there is one. */
+static enum why
+answer_socks(struct conn *c, struct fail *f)
+{
+    struct sockaddr_storage at;
+    socklen_t len = sizeof at;
+    bool known = c->up != NULL && getsockname(c->up->end.fd,
+                                              (struct sockaddr *)&at,
+                                              &len) == 0;
+
+    return socks_answer(&c->socks, &c->end, SOCKS_OK,
+                        known ? (struct sockaddr *)&at : NULL, f);
+}
+
 /* Reach the target, tell the client, and look at what it says next. */
 static enum conn_state
 conn_dial(struct conn *c)
 {
+    bool socks = c->socks.version != 0;
     bool wanted = dial_wanted(c);
     struct origin https = c->target;
     struct fail f = {0};
@@ -474,10 +585,12 @@ conn_dial(struct conn *c)
     if (!c->client.own_name &&
         !(wanted && upstream_has(&c->client, &https)) &&
         (c->up = upstream_dial(&c->client, &c->target, &f)) == NULL)
-        return refuse(c, &f);
-    if (answer_connect(c, &f) != WHY_NONE)
+        return socks ? socks_refuse(c, socks_code(&f), &f) : refuse(c, &f);
+    if ((socks ? answer_socks(c, &f) : answer_connect(c, &f)) != WHY_NONE)
         return goodbye(c, &f);
-    h1_take_raw(&c->h1);
+    if (!socks)
+        h1_take_raw(&c->h1);
+    c->socks.version = 0; /* what follows may be anything */
     h1_clear(&c->h1);
     h1_init(&c->h1, &c->end, SIDE_CLIENT, c->client.conf);
     c->target_known = true;
@@ -644,6 +757,7 @@ static const struct step {
     [ST_EXCHANGE] = {"exchange", conn_exchange},    /* request up, answer down */
     [ST_TUNNEL] = {"tunnel", conn_tunnel},          /* opaque, to the end */
     [ST_LINGER] = {"linger", conn_linger},          /* for more, or park */
+    [ST_SOCKS] = {"socks", conn_socks},             /* up to its request */
     [ST_CLOSE] = {"close", conn_close},             /* the only way to DONE */
 };
 
@@ -712,8 +826,19 @@ answer_now(struct conn *c, const char *text)
     char unread[2048];
     ssize_t n = recv(c->end.fd, unread, sizeof unread, MSG_DONTWAIT);
 
-    if (c->end.tls != NULL || (n > 0 && unread[0] == 0x16))
+    if (c->end.tls != NULL || c->socks.version != 0 ||
+        (n > 0 && unread[0] == 0x16))
         return;
+    if (n > 0 && (unread[0] == 4 || unread[0] == 5)) {
+        /* The hello's answer and the request's, before it was made. */
+        static const char no4[8] = {0, 91}, no5[12] = {5, 0, 5, 1, 0, 1};
+
+        (void)send(c->end.fd, unread[0] == 4 ? no4 : no5,
+                   unread[0] == 4 ? sizeof no4 : sizeof no5,
+                   MSG_DONTWAIT | MSG_NOSIGNAL);
+        shutdown(c->end.fd, SHUT_WR);
+        return;
+    }
     if (send(c->end.fd, text, strlen(text), MSG_DONTWAIT | MSG_NOSIGNAL) > 0)
         shutdown(c->end.fd, SHUT_WR);
 }

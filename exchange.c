@@ -718,11 +718,13 @@ serve(struct exchange *x)
     enum why why;
 
     why = head_route(x->req, c, &x->origin, &ourselves, &x->fail);
+    if (why == WHY_NONE && !ourselves)
+        why = access_request(c, x->req, &x->fail);
     if (why == WHY_NONE && came_by_us(x->req, c->weir->via))
         why = fail_own(&x->fail, SIDE_WEIR, WHY_LOOP, "Via names us");
     if (why != WHY_NONE) {
         discard_request(x);
-        if (x->fail.side == SIDE_CLIENT)
+        if (x->fail.side == SIDE_CLIENT && why != WHY_LOGIN)
             x->down->last = true;
         return kept(x, answer_failure(x));
     }

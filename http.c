@@ -468,8 +468,8 @@ field_is_hop(const struct head *head, struct span name)
         "Cache-Control", "Max-Forwards",  "Date",
     };
 
-    if (is_hop_name(name))
-        return true;
+    if (is_hop_name(name)) /* what we want to hear from a client ourselves */
+        return !(head->own && span_isi(name, "Proxy-Authenticate"));
     return head->connection.len > 0 && list_has_span(head->connection, name) &&
            !one_of(name, kept, N_OF(kept));
 }

@@ -69,6 +69,7 @@ begin(struct exchange *x, int status)
     head_reset(h);
     h->version = HTTP_11;
     h->status = status;
+    h->own = true;
     h->reason = span_of(status_reason(status));
     x->status = status;
     x->own = true;
@@ -147,6 +148,11 @@ advice(const struct fail *f)
     case WHY_LIMIT:
     case WHY_URI:
         return "See [proxy] head_bytes, fields and target_bytes in proxy.ini.";
+    case WHY_LOGIN:
+        return "Give the client a user name and a password for this proxy, as "
+               "in http://USER:PASSWORD@HOST:PORT.";
+    case WHY_POLICY:
+        return "See [access] in proxy.ini.";
     case WHY_LOOP:
         return "The request would come back to this proxy; check where the "
                "target leads.";
@@ -224,6 +230,8 @@ page_error(struct exchange *x, const struct fail *why_, struct fail *f)
     fail_text(why_, reason, sizeof reason);
     add(h, "Cache-Control", "no-store");
     add_proxy_status(h, why_, reason);
+    if (why_->why == WHY_LOGIN) /* RFC 7617 section 2 */
+        add(h, "Proxy-Authenticate", "Basic realm=\"weir\", charset=\"UTF-8\"");
     if (html)
         say(&t,
             "<!doctype html>\n<meta charset=utf-8>\n<title>%d %s</title>\n"

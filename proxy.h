@@ -66,6 +66,7 @@ enum {
     W(BUSY, 503, 503, "connection_limit_reached", "no worker free in time")    \
     W(POLICY, 403, 403, "http_request_denied", "not allowed")                  \
     W(LOOP, 403, 403, "proxy_loop_detected", "request came back to us")        \
+    W(LOGIN, 407, 0, "http_request_denied", "user and password wanted")        \
     W(OVER, 0, 0, NULL, "nobody waits for it any more")                        \
     W(DRAIN, 503, 503, "proxy_internal_error", "weir is shutting down")
 #define W(name, client, upstream, error, text) WHY_##name,
@@ -80,6 +81,7 @@ struct fail { /* the first failure; later ones are its consequences */
     const char *op;           /* literal: what was being done */
     int code;                 /* errno, GnuTLS, ...; 0 = ours alone */
     const char *(*text)(int); /* sys_text, gnutls_strerror, cert_text, ... */
+    char detail[128];         /* further words, such as a rule; "": none */
 };
 
 /* ---- text --------------------------------------------------------------- */
@@ -101,6 +103,10 @@ struct listener_conf {
     socklen_t len;
 };
 
+struct user_conf { /* [proxy] users = name:password */
+    char name[HOST_MAX + 1], password[HOST_MAX + 1];
+};
+
 struct resolve_conf { /* [resolve] name = address[:port] */
     char name[HOST_MAX + 1];
     char host[HOST_MAX + 1]; /* an address in text, no brackets */
@@ -120,6 +126,8 @@ struct config {
     size_t n_listen;
     char **names; /* further names and addresses that are weir itself */
     size_t n_names;
+    struct user_conf *users; /* none: nobody is asked who he is */
+    size_t n_users;
     char via[64]; /* pseudonym in Via; empty: made at start */
     int workers, queue, stack_kib;
     int idle_s, head_s, queue_s, grace_s, linger_ms;
@@ -231,6 +239,7 @@ struct head {
     struct span upgrade;    /* protocols asked for, or switched to (101) */
     struct span connection; /* options of all Connection fields, joined */
     bool expects_continue, te_trailers;
+    bool own; /* made by weir: what it says to the next hop is meant */
 };
 
 struct http;
@@ -410,6 +419,37 @@ struct client { /* who asks: all that an exchange needs of its connection */
     bool own_name; /* TLS for our own name: origin-form means our pages */
 };
 
+/* A SOCKS conversation with a client: RFC 1928, RFC 1929, SOCKS 4 and 4a. */
+enum socks_wants { SOCKS_HELLO, SOCKS_LOGIN, SOCKS_REQUEST };
+enum socks_command { SOCKS_CONNECT = 1, SOCKS_BIND = 2, SOCKS_UDP = 3 };
+enum socks_code { /* what to answer, in the numbers of RFC 1928 section 6 */
+    SOCKS_OK,
+    SOCKS_FAILED,
+    SOCKS_DENIED,
+    SOCKS_NET_UNREACHABLE,
+    SOCKS_HOST_UNREACHABLE,
+    SOCKS_REFUSED,
+    SOCKS_EXPIRED,
+    SOCKS_NO_COMMAND,
+    SOCKS_NO_ADDRESS,
+};
+
+struct socks {
+    int version;            /* 4 or 5; 0: this is no SOCKS */
+    enum socks_wants wants; /* the message that comes next */
+    int64_t until;          /* ms: when all of it has to be here */
+    /* of the request, once it is here */
+    int command;
+    char host[HOST_MAX + 1]; /* as in struct origin */
+    uint16_t port;
+};
+
+struct socks_said { /* one message, in the buffer that it was parsed from */
+    bool none, password; /* the methods that a hello offers */
+    struct span user, pass;
+    enum socks_code refuse; /* with WHY_PROTO: what to answer */
+};
+
 enum exchange_end {
     EXCHANGE_KEEP,  /* another may follow on the client's connection */
     EXCHANGE_CLOSE, /* none may; the answer is complete */
@@ -453,6 +493,7 @@ enum conn_state {
     ST_EXCHANGE,
     ST_TUNNEL,
     ST_LINGER,
+    ST_SOCKS,
     ST_CLOSE,
     ST_PARKED, /* the accept thread has it; conn_run() goes on when it wakes */
     ST_DONE,
@@ -467,6 +508,7 @@ struct conn {
     enum conn_state resume; /* where to go on after ST_PARKED */
     struct worker *worker;  /* while one runs it */
     struct hello hello;     /* of the handshake to come */
+    struct socks socks;     /* version 0: the client speaks something else */
     struct origin target;   /* of a CONNECT, of an interception */
     bool target_known;      /* target is set: this is no proxy request */
     bool opaque;            /* what comes next is no HTTP */
@@ -590,6 +632,8 @@ int64_t now_ms(void), now_us(void); /* monotonic */
 enum why fail_note(struct fail *, enum side, enum why, const char *op, int code,
                    const char *(*text)(int));
 enum why fail_own(struct fail *, enum side, enum why, const char *op);
+enum why fail_say(struct fail *, enum side, enum why, const char *op,
+                  const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 enum why fail_sys(struct fail *, enum side, const char *op, int code);
 enum why fail_tls(struct fail *, enum side, const char *op, int rc);
 enum why fail_alert(struct fail *, enum side, const char *op, int alert);
@@ -662,6 +706,23 @@ enum why h1_try_head(struct h1 *, struct head *, struct fail *); /* no wait */
 enum why h1_parse_chunks(struct h1_chunks *, const char *raw, size_t len,
                          size_t *used, struct span *data, struct fail *);
 struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
+
+/* ---- acl.c: who may use weir, and where to ---------------------------------- */
+
+bool access_login(const struct config *, struct span user, struct span pass);
+/* May this request be made?  Its Proxy-Authorization is looked at. */
+enum why access_request(const struct client *, const struct head *,
+                        struct fail *);
+
+/* ---- socks.c: SOCKS 4, 4a and 5 ---------------------------------------------- */
+
+enum why socks_parse(const struct socks *, const char *raw, size_t len,
+                     size_t *used, struct socks_said *, struct socks *next);
+enum why socks_listen(struct socks *, struct end *, const struct client *,
+                      struct fail *); /* WHY_MORE: read on, call again */
+enum why socks_answer(const struct socks *, struct end *, enum socks_code,
+                      const struct sockaddr *bound, struct fail *);
+enum socks_code socks_code(const struct fail *);
 
 /* ---- ca.c: our certificate authority, on disk ------------------------------ */
 
