@@ -103,29 +103,26 @@ speaks_what(struct span s)
     return speaks_line(s);
 }
 
-/* Wait for the client's next bytes until `until_ms`; a server that speaks
- * first ends the wait.  True: there are more. */
-static bool
-sniff_more(struct conn *c, int64_t until_ms)
+/* Wait for the client's next bytes until `until_ms`.  WHY_IDLE: it is silent, or
+ * the server speaks first; else what end_fill() met. */
+static enum why
+sniff_more(struct conn *c, int64_t until_ms, struct fail *f)
 {
     struct end *server = c->up != NULL ? &c->up->end : NULL;
     struct pollfd p[2] = {{.fd = c->end.fd, .events = POLLIN},
                           {.fd = server != NULL ? server->fd : -1,
                            .events = POLLIN | POLLRDHUP}};
-    size_t before = c->end.len;
-    int64_t left = until_ms - now_ms();
-    struct fail ignored = {0};
-    int64_t deadline = c->end.deadline;
+    int64_t left = until_ms - now_ms(), deadline = c->end.deadline;
+    enum why why;
 
-    if (before == 0 && end_pending(&c->end))
-        return true;
-    if (left <= 0 || poll(p, 2, (int)left) <= 0 || p[1].revents != 0 ||
-        p[0].revents == 0)
-        return false;
+    if (c->end.len == 0 && end_pending(&c->end) && c->end.len > 0)
+        return WHY_NONE;
+    if (left <= 0 || poll(p, 2, (int)left) <= 0 || p[0].revents == 0)
+        return WHY_IDLE;
     c->end.deadline = until_ms; /* half a TLS record may be all there is */
-    (void)end_fill(&c->end, END_BUF, &ignored);
+    why = end_fill(&c->end, END_BUF, f);
     c->end.deadline = deadline;
-    return c->end.len > before;
+    return why == WHY_LATE ? WHY_IDLE : why;
 }
 
 /* Behind a CONNECT, or inside an interception: HTTP is taken apart, anything
@@ -135,23 +132,28 @@ detect_inside(struct conn *c)
 {
     int64_t until = now_ms() + c->client.conf->sniff_ms;
     enum speaks what = SPEAKS_UNCLEAR;
+    enum why why = WHY_NONE;
+    struct fail f = {0};
 
     if (c->opaque)
         return ST_TUNNEL;
-    while ((what = speaks_what(end_ahead(&c->end))) == SPEAKS_UNCLEAR)
-        if (!sniff_more(c, until))
-            break;
+    while (why == WHY_NONE &&
+           (what = speaks_what(end_ahead(&c->end))) == SPEAKS_UNCLEAR)
+        why = sniff_more(c, until, &f);
     if (what == SPEAKS_TLS)
         return ST_HANDSHAKE;
     if (what == SPEAKS_HTTP &&
         (c->target.tls ||
          mitm_wants(c->client.conf, c->target.host, c->target.port)))
         return ST_REQUEST;
-    /* A browser opens TLS connections in advance and stays silent on them:
-     * that is no reason to look away, as long as the origin is silent, too. */
-    if (what == SPEAKS_UNCLEAR && c->end.len == 0 && c->target.tls &&
-        (c->up == NULL || end_quiet(&c->up->end)))
-        return park(c, ST_DETECT, idle_until(c));
+    if (c->end.len == 0 && c->target.tls) {
+        if (why != WHY_IDLE)
+            return goodbye(c, &f);
+        /* A browser opens TLS connections in advance and stays silent on them:
+         * no reason to look away, as long as the origin is silent, too. */
+        if (c->up == NULL || upstream_alive(c->up))
+            return park(c, ST_DETECT, idle_until(c));
+    }
     c->opaque = true;
     return ST_TUNNEL;
 }

@@ -132,10 +132,8 @@ advice(const struct fail *f)
     case WHY_UNREACHABLE:
     case WHY_CONNECT_LATE:
         return "Check the address and the network between here and there.";
-    case WHY_CERT:
-        return "If you trust this server, give its CA in proxy.ini with "
-               "[upstream] upstream_ca = FILE, or leave it unverified with "
-               "[upstream] insecure = HOST.";
+    case WHY_CERT: /* the lines to add follow: say_certificate_advice() */
+        return "If you trust this server all the same, set in proxy.ini:";
     case WHY_TLS:
     case WHY_ALERT:
         return "Check that the server speaks TLS 1.2 or 1.3 on this port.";
@@ -161,6 +159,26 @@ advice(const struct fail *f)
     default:
         return NULL;
     }
+}
+
+/* The very lines of proxy.ini: a CA to trust helps against some reasons, leaving
+ * the host unverified against all. */
+static void
+say_certificate_advice(struct text *t, const struct exchange *x, int status,
+                       bool html)
+{
+    const char *host =
+        x->origin.sni[0] != '\0' ? x->origin.sni : x->origin.host;
+
+    say(t, html ? "</li>\n</ul>\n<pre>" : "\n\n");
+    say(t, "[upstream]\n");
+    if (status & GNUTLS_CERT_SIGNER_NOT_FOUND)
+        say(t, "upstream_ca = FILE.pem  ; with the CA that issued it, or\n");
+    say(t, "insecure = ");
+    say_escaped(t, span_of(host), html);
+    say(t, "  ; not verified at all\n");
+    say(t, html ? "</pre>\n<ul>\n<li>Then restart weir."
+                : "\nThen restart weir.");
 }
 
 /* A structured-field string (RFC 9651 section 3.3.3): printable ASCII. */
@@ -248,6 +266,8 @@ page_error(struct exchange *x, const struct fail *why_, struct fail *f)
         say(&t, ", %s", x->addr);
     if (what != NULL)
         say(&t, html ? "</li>\n<li>What to do: %s" : "\nWhat to do:  %s", what);
+    if (why_->why == WHY_CERT)
+        say_certificate_advice(&t, x, why_->code, html);
     say(&t, html ? "</li>\n</ul>\n<p>weir %s, connection %llu</p>\n"
                  : "\n(weir %s, connection %llu)\n",
         WEIR_VERSION, (unsigned long long)x->client->id);
