@@ -117,6 +117,8 @@ sniff_more(struct conn *c, int64_t until_ms, struct fail *f)
 
     if (c->end.len == 0 && end_pending(&c->end) && c->end.len > 0)
         return WHY_NONE;
+    if (server != NULL && end_pending(server)) /* behind a parent's answer */
+        return WHY_IDLE;
     if (left <= 0 || poll(p, 2, (int)left) <= 0 || p[0].revents == 0)
         return WHY_IDLE;
     c->end.deadline = until_ms; /* half a TLS record may be all there is */
@@ -327,7 +329,7 @@ conn_handshake(struct conn *c)
         return goodbye(c, &f);
     }
     if (!c->target_known) { /* DNS led the client here instead of there */
-        c->target = (struct origin){.port = 443};
+        c->target = (struct origin){.port = 443, .tunnel = true};
         memcpy(c->target.host, c->hello.sni, sizeof c->target.host);
         c->target_known = true;
     }
@@ -386,6 +388,12 @@ request_connect(struct conn *c)
         return refuse(c, &f);
     if (access_request(&c->client, &c->req, &f) != WHY_NONE)
         return refuse(c, &f);
+    if (head_came_by(&c->req, c->client.weir->via)) {
+        fail_own(&f, SIDE_WEIR, WHY_LOOP, "Via names us");
+        return refuse(c, &f);
+    }
+    upstream_note_request(&c->client, &c->req);
+    c->target.tunnel = true;
     c->client.own_name = strcmp(c->target.host, WEIR_HOST) == 0;
     c->spoke = "connect";
     return ST_DIAL;
@@ -486,7 +494,7 @@ socks_request(struct conn *c)
     case SOCKS_CONNECT:
         if (c->socks.port == 0)
             break;
-        c->target = (struct origin){.port = c->socks.port};
+        c->target = (struct origin){.port = c->socks.port, .tunnel = true};
         memcpy(c->target.host, c->socks.host, sizeof c->target.host);
         c->client.own_name = strcmp(c->target.host, WEIR_HOST) == 0;
         return ST_DIAL;
@@ -664,6 +672,7 @@ log_tunnel(const struct conn *c, int64_t from_us)
     log_int(&l, "down", (int64_t)r->down);
     log_ms(&l, "dns_ms", c->up->took.dns_us);
     log_ms(&l, "connect_ms", c->up->took.connect_us);
+    log_hop(&l, &c->up->hop);
     log_ms(&l, "ms", now_us() - from_us);
     log_str(&l, "ended_by", side_name(r->ended_by));
     log_fail(&l, &r->fail);

@@ -462,6 +462,10 @@ parse_whole(const char *raw, size_t end, enum side from,
     if ((why = parse_fields(at, from, limits, head, f)) != WHY_NONE)
         return why;
     facts = note_fields(head);
+    if (limits->to_connect && head->status / 100 == 2) {
+        head->body = BODY_NONE; /* RFC 9110 section 9.3.6: lengths are ignored */
+        return WHY_NONE;
+    }
     return judge_framing(&facts, from, head, f);
 }
 
@@ -1315,7 +1319,7 @@ static enum why
 write_request(struct h1 *h, const struct head *head, struct fail *f)
 {
     struct plan plan = plan_request(head);
-    enum why why = out_room(h, head_size(head), f);
+    enum why why = out_room(h, head_size(head) + h->credentials.len, f);
 
     if (why != WHY_NONE)
         return why;
@@ -1326,6 +1330,8 @@ write_request(struct h1 *h, const struct head *head, struct fail *f)
     content_begin(h, H1_HEAD, 0);
     put_request_line(h, head);
     put_fields(h, head, &plan);
+    if (h->credentials.len > 0)
+        put_field(h, span_of("Proxy-Authorization"), h->credentials);
     put_connection(h, head, h->we_last);
     put(h, "\r\n", 2);
     message_begin(h, &plan);

@@ -149,6 +149,14 @@ advice(const struct fail *f)
     case WHY_LOGIN:
         return "Give the client a user name and a password for this proxy, as "
                "in http://USER:PASSWORD@HOST:PORT.";
+    case WHY_PARENT_LOGIN:
+        return "Give the parent proxy's user and password in proxy.ini: "
+               "[upstream] parent = http://USER:PASSWORD@HOST:PORT.";
+    case WHY_PARENT_NO:
+    case WHY_PARENT_BUSY:
+    case WHY_PARENT_LATE:
+        return "That is what the parent proxy says; see [upstream] parent and "
+               "no_proxy in proxy.ini.";
     case WHY_POLICY:
         return "See [access] in proxy.ini.";
     case WHY_LOOP:
@@ -204,6 +212,8 @@ add_proxy_status(struct head *h, const struct fail *f, const char *reason)
     say(&t, "weir");
     if (error != NULL)
         say(&t, "; error=%s", error);
+    if (f->received != 0) /* RFC 9209 section 2.1.4 */
+        say(&t, "; received-status=%d", f->received);
     say(&t, "; details=");
     say_quoted(&t, reason);
     add(h, "Proxy-Status", t.at);
@@ -248,7 +258,9 @@ page_error(struct exchange *x, const struct fail *why_, struct fail *f)
     fail_text(why_, reason, sizeof reason);
     add(h, "Cache-Control", "no-store");
     add_proxy_status(h, why_, reason);
-    if (why_->why == WHY_LOGIN) /* RFC 7617 section 2 */
+    if (why_->challenged)
+        add(h, "Proxy-Authenticate", why_->detail);
+    else if (why_->why == WHY_LOGIN) /* RFC 7617 section 2 */
         add(h, "Proxy-Authenticate", "Basic realm=\"weir\", charset=\"UTF-8\"");
     if (html)
         say(&t,

@@ -66,7 +66,14 @@ enum {
     W(BUSY, 503, 503, "connection_limit_reached", "no worker free in time")    \
     W(POLICY, 403, 403, "http_request_denied", "not allowed")                  \
     W(LOOP, 403, 403, "proxy_loop_detected", "request came back to us")        \
-    W(LOGIN, 407, 0, "http_request_denied", "user and password wanted")        \
+    W(LOGIN, 407, 407, "http_request_denied", "user and password wanted")      \
+    W(PARENT_LOGIN, 0, 502, "proxy_configuration_error",                       \
+      "parent proxy wants another user and password")                          \
+    W(PARENT_NO, 0, 502, "destination_unavailable", "parent proxy refused")    \
+    W(PARENT_BUSY, 0, 503, "destination_unavailable",                          \
+      "parent proxy cannot serve now")                                         \
+    W(PARENT_LATE, 0, 504, "connection_timeout",                               \
+      "parent proxy was not answered in time")                                 \
     W(OVER, 0, 0, NULL, "nobody waits for it any more")                        \
     W(DRAIN, 503, 503, "proxy_internal_error", "weir is shutting down")
 #define W(name, client, upstream, error, text) WHY_##name,
@@ -82,6 +89,8 @@ struct fail { /* the first failure; later ones are its consequences */
     int code;                 /* errno, GnuTLS, ...; 0 = ours alone */
     const char *(*text)(int); /* sys_text, gnutls_strerror, cert_text, ... */
     char detail[128];         /* further words, such as a rule; "": none */
+    int received;             /* status that a parent answered; 0: none */
+    bool challenged;          /* detail is its challenge, for the client */
 };
 
 /* ---- text --------------------------------------------------------------- */
@@ -113,6 +122,45 @@ struct resolve_conf { /* [resolve] name = address[:port] */
     uint16_t port;           /* 0: keep the target's */
 };
 
+enum { WAYS_MAX = 16 }; /* tried for one target */
+#define PARENT_ALLOWED                                                         \
+    "allowed: http://, https:// or socks5://[user:password@]host[:port], "     \
+    "direct, env"
+
+enum parent_kind { PARENT_DIRECT, PARENT_ENV, PARENT_HTTP, PARENT_SOCKS };
+
+struct parent { /* a proxy that leads on; referred to by whoever uses it */
+    atomic_int n_refs;
+    enum parent_kind kind;
+    bool tls; /* https:// */
+    bool from_env;
+    char host[HOST_MAX + 1]; /* as in struct origin */
+    uint16_t port;
+    char user[HOST_MAX + 1], password[HOST_MAX + 1]; /* user "": none */
+    char *basic;              /* Proxy-Authorization of it; NULL: none */
+    char text[HOST_MAX + 24]; /* scheme://host:port, for people */
+    /* any thread */
+    atomic_bool ourselves;  /* an environment that leads back to us */
+    atomic_int n_failed;    /* in a row */
+    atomic_llong out_until; /* ms: left out so long */
+};
+
+struct ways { /* parents in the order to be tried */
+    struct parent **at;
+    size_t n;
+};
+
+struct env_ways { /* what the environment says */
+    struct parent *http, *https; /* NULL: direct */
+    struct match *no_proxy;
+};
+
+struct parent_rule { /* [parent NAME] */
+    char name[HOST_MAX + 1];
+    struct ways ways;
+    struct match *hosts;
+};
+
 enum level { LEVEL_ERR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
 
 /* One proxy.ini, read; immutable while anybody holds a reference.  Spans of
@@ -138,6 +186,13 @@ struct config {
     int reuse_per_origin, reuse_total, reuse_s;
     char *upstream_ca;      /* PEM file on top of the system's; NULL: none */
     struct match *insecure; /* hosts whose certificates are not verified */
+    struct ways ways;       /* out, unless a rule says otherwise; none: direct */
+    struct match *no_proxy; /* hosts that are always reached directly */
+    char *parent_ca;        /* PEM file for https:// parents; NULL: none */
+    bool forward_proxy_auth;
+    struct env_ways env;
+    struct parent_rule *rules; /* [parent NAME], in their order */
+    size_t n_rules;
 
     /* [tunnel] */
     int stream_idle_s, half_closed_s;
@@ -299,6 +354,7 @@ struct h1_limits {
     size_t head_bytes, target_bytes;
     size_t n_fields;
     int head_ms;
+    bool to_connect; /* a 2xx has no content, whatever it says */
 };
 
 enum h1_state { H1_HEAD, H1_FIXED, H1_CHUNKED, H1_CLOSE, H1_RAW, H1_DONE };
@@ -332,6 +388,7 @@ struct h1 {
     bool asked_upgrade;    /* a 101 would be an answer */
     /* the writer's alone */
     bool absolute; /* set by the user: ask in absolute-form (a parent) */
+    struct span credentials; /* set by the user: Proxy-Authorization */
     enum h1_state wr;
     uint64_t wr_left; /* of H1_FIXED */
     bool we_last;     /* we said that we close, or failed to write */
@@ -349,6 +406,7 @@ struct origin {
     char host[HOST_MAX + 1]; /* lower case, no brackets, never empty */
     uint16_t port;
     char sni[HOST_MAX + 1]; /* name for SNI and verification; "": host */
+    bool tunnel; /* a parent must be asked for a tunnel, TLS or not */
 };
 
 enum alpn { ALPN_HTTP1 = 1, ALPN_H2 = 2, ALPN_OTHER = 4 }; /* a set */
@@ -372,8 +430,16 @@ struct clock_marks { /* µs each step took; -1: there was none */
     int64_t dns_us, connect_us, tls_us;
 };
 
+struct hop { /* a parent on the way, for the log */
+    char parent[HOST_MAX + 24];     /* "": none */
+    int64_t connect_us, answer_us; /* -1: there was none */
+};
+
 struct upstream { /* a way to an origin; belongs to whoever took it */
     struct origin origin;
+    struct parent *parent; /* that it leads through; NULL: none */
+    bool absolute;         /* the parent itself takes the requests */
+    struct hop hop;
     struct end end;
     struct h1 h1;
     struct http *http;   /* what to speak on; NULL: bare, TLS not begun */
@@ -408,6 +474,8 @@ struct weir { /* what all connections share; one, made by proxy.c */
     atomic_bool stopping;  /* grace is over: end everything now */
 };
 
+enum { VIA_MAX = 256, PROXY_AUTH_MAX = 1024 };
+
 struct client { /* who asks: all that an exchange needs of its connection */
     struct weir *weir;
     const struct config *conf;
@@ -417,6 +485,9 @@ struct client { /* who asks: all that an exchange needs of its connection */
     bool tls;                    /* what it spoke to us */
     const struct origin *inside; /* the target is known; NULL: a proxy request */
     bool own_name; /* TLS for our own name: origin-form means our pages */
+    /* of its last proxy request, for a parent; "": none */
+    char via[VIA_MAX];
+    char proxy_auth[PROXY_AUTH_MAX]; /* only with forward_proxy_auth */
 };
 
 /* A SOCKS conversation with a client: RFC 1928, RFC 1929, SOCKS 4 and 4a. */
@@ -470,6 +541,7 @@ struct exchange {
     /* for the log */
     struct origin origin;
     struct clock_marks took;
+    struct hop hop;
     char addr[ADDR_MAX]; /* of the origin; "": none was reached */
     bool reused;
     bool own;              /* the answer was made by weir */
@@ -674,6 +746,8 @@ bool field_ok_in_trailer(struct span name);               /* 6.5.1 */
 const char *status_reason(int status);
 const char *version_name(enum version); /* "http/1.1" */
 
+bool head_came_by(const struct head *, const char *via); /* our own Via? */
+
 /* Split host[:port]; brackets removed, lower case; port 0: none given. */
 bool authority_parse(struct span, char host[HOST_MAX + 1], uint16_t *port);
 /* req's scheme, authority, path from its target (RFC 9112 section 3.2). */
@@ -723,6 +797,8 @@ enum why socks_listen(struct socks *, struct end *, const struct client *,
 enum why socks_answer(const struct socks *, struct end *, enum socks_code,
                       const struct sockaddr *bound, struct fail *);
 enum socks_code socks_code(const struct fail *);
+enum why socks_ask(struct end *, const struct origin *, const struct parent *,
+                   bool *spoke, struct fail *); /* as a client */
 
 /* ---- ca.c: our certificate authority, on disk ------------------------------ */
 
@@ -794,6 +870,26 @@ enum why dial(const struct client *, const char *host, uint16_t port, int *fd,
               char addr[ADDR_MAX], struct clock_marks *, struct fail *);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 
+/* ---- parent.c: ways out through other proxies ------------------------------- */
+
+struct parent *parent_parse(const char *text); /* NULL: malformed */
+struct parent *parent_take(struct parent *);
+void parent_give(struct parent *);
+bool parent_same(const struct parent *, const struct parent *);
+bool ways_add(struct ways *, struct parent *);
+void ways_clear(struct ways *);
+bool ways_env(struct env_ways *, char *err, size_t cap);
+bool no_proxy_add(struct match *, const char *text, char *err, size_t cap);
+size_t parent_choose(const struct config *, const struct origin *,
+                     struct parent *out[WAYS_MAX]); /* NULL: directly */
+void parent_judge(struct parent *, const struct fail *, uint64_t conn);
+bool parent_is_direct(const struct config *, const struct origin *);
+bool parent_absolute(const struct parent *, const struct origin *);
+struct span parent_credentials(const struct client *, const struct parent *);
+struct secure;
+enum why parent_open(const struct client *, struct secure *, struct upstream *,
+                     bool *again, struct fail *);
+
 /* ---- secure.c: TLS to origins, and what is remembered of them --------------- */
 
 struct secure; /* trust, resumption data, remembered origins */
@@ -801,6 +897,8 @@ struct secure *secure_new(const struct config *, char *err, size_t cap);
 void secure_free(struct secure *);
 enum why secure_connect(struct secure *, const struct client *,
                         struct upstream *, unsigned alpn, struct fail *);
+enum why secure_parent(struct secure *, const struct client *, struct end *,
+                       const struct parent *, struct fail *);
 void secure_save_ticket(struct secure *, struct upstream *);
 bool secure_known(struct secure *, const struct origin *, struct known *);
 const char *cert_text(int status); /* why a certificate was refused */
@@ -827,6 +925,14 @@ bool upstream_has(const struct client *, const struct origin *); /* an idle one 
 bool upstream_known(const struct client *, const struct origin *,
                     struct known *);
 bool origin_same(const struct origin *, const struct origin *);
+/* Can this way serve that origin, as the settings are now? */
+bool upstream_fits(const struct client *, const struct upstream *,
+                   const struct origin *);
+/* A way's parent answered (f NULL), or broke off before it did. */
+void upstream_judge(const struct client *, struct upstream *,
+                    const struct fail *);
+/* Keep of a proxy request what a parent has to be told. */
+void upstream_note_request(struct client *, const struct head *);
 
 /* ---- tunnel.c: bytes both ways ---------------------------------------------- */
 
@@ -855,6 +961,8 @@ void log_str(struct line *, const char *key, const char *value);
 void log_span(struct line *, const char *key, struct span value);
 void log_int(struct line *, const char *key, int64_t value);
 void log_ms(struct line *, const char *key, int64_t us); /* 1.234; <0: left out */
+struct hop;
+void log_hop(struct line *, const struct hop *); /* parent= and its times */
 void log_fail(struct line *, const struct fail *); /* why= by= op= error= */
 void log_send(struct line *);
 /* A whole line: event and free text; conn 0: none. */

@@ -43,6 +43,7 @@ struct memory { /* of one origin */
 
 struct secure {
     gnutls_certificate_credentials_t trust;
+    gnutls_certificate_credentials_t parents; /* trust for https:// parents */
     gnutls_priority_t priority;
     pthread_mutex_t lock;
     /* needs lock */
@@ -373,10 +374,10 @@ chosen_alpn(gnutls_session_t session)
     return ALPN_OTHER;
 }
 
-/* A client session for an origin, ready for its handshake; NULL: noted. */
+/* A client session, ready for its handshake; NULL: noted. */
 static gnutls_session_t
-session_new(struct secure *s, const struct upstream *up, const char *name,
-            unsigned alpn, struct fail *f)
+session_new(struct secure *s, gnutls_certificate_credentials_t trust,
+            const char *name, unsigned alpn, struct fail *f)
 {
     gnutls_session_t session;
     int rc = gnutls_init(&session, GNUTLS_CLIENT);
@@ -387,7 +388,7 @@ session_new(struct secure *s, const struct upstream *up, const char *name,
     }
     if ((rc = gnutls_priority_set(session, s->priority)) < 0 ||
         (rc = gnutls_credentials_set(session, GNUTLS_CRD_CERTIFICATE,
-                                     s->trust)) < 0 ||
+                                     trust)) < 0 ||
         (rc = offer_alpn(session, alpn)) < 0 ||
         (!host_is_address(name) &&
          (rc = gnutls_server_name_set(session, GNUTLS_NAME_DNS, name,
@@ -396,7 +397,6 @@ session_new(struct secure *s, const struct upstream *up, const char *name,
         gnutls_deinit(session);
         return NULL;
     }
-    use_ticket(s, session, up);
     return session;
 }
 
@@ -422,8 +422,9 @@ secure_connect(struct secure *s, const struct client *c, struct upstream *up,
 
     assert(o->tls && up->end.tls == NULL);
     up->insecure = match_host(c->conf->insecure, name, o->port);
-    if ((session = session_new(s, up, name, alpn, f)) == NULL)
+    if ((session = session_new(s, s->trust, name, alpn, f)) == NULL)
         return f->why;
+    use_ticket(s, session, up);
     why = end_handshake(&up->end, session,
                         now_ms() + c->conf->connect_s * 1000LL, f);
     if (why == WHY_NONE && !up->insecure &&
@@ -437,7 +438,73 @@ secure_connect(struct secure *s, const struct client *c, struct upstream *up,
     return why;
 }
 
+/*
+ * secure_parent - TLS to an https:// parent, verified against parent_ca.
+ *
+ * end  connected and plain
+ *
+ * Nothing is remembered of it: its connections are kept and used again.
+ * Returns as secure_connect() does.  Blocks: connect_s.
+ */
+enum why
+secure_parent(struct secure *s, const struct client *c, struct end *end,
+              const struct parent *p, struct fail *f)
+{
+    gnutls_session_t session =
+        session_new(s, s->parents, p->host, ALPN_HTTP1, f);
+    enum why why;
+
+    if (session == NULL)
+        return f->why;
+    why = end_handshake(end, session, now_ms() + c->conf->connect_s * 1000LL,
+                        f);
+    if (why == WHY_NONE && !match_host(c->conf->insecure, p->host, p->port) &&
+        (why = verify(session, p->host, f)) != WHY_NONE)
+        end_alert(end, GNUTLS_A_BAD_CERTIFICATE);
+    return why;
+}
+
 /* ---- start and end ------------------------------------------------------------ */
+
+/* The system's roots, and those of a file if there is one.  False: err. */
+static bool
+trust_load(gnutls_certificate_credentials_t *trust, const char *key,
+           const char *file, char *err, size_t cap)
+{
+    int rc = gnutls_certificate_allocate_credentials(trust);
+
+    if (rc < 0) {
+        snprintf(err, cap, "TLS: %s", gnutls_strerror(rc));
+        return false;
+    }
+    rc = gnutls_certificate_set_x509_system_trust(*trust);
+    if (rc < 0)
+        log_say(LEVEL_WARN, 0, "trust", "the system's roots: %s",
+                gnutls_strerror(rc));
+    if (file == NULL)
+        return true;
+    rc = gnutls_certificate_set_x509_trust_file(*trust, file,
+                                                GNUTLS_X509_FMT_PEM);
+    if (rc > 0)
+        return true;
+    snprintf(err, cap, "%s %s: %s", key, file,
+             rc == 0 ? "no certificate in it" : gnutls_strerror(rc));
+    return false;
+}
+
+/* Parents need a trust of their own only if they have a CA of their own, or
+ * origins have: the roots are some 10 ms and a MiB. */
+static bool
+trusts_load(struct secure *s, const struct config *conf, char *err, size_t cap)
+{
+    if (!trust_load(&s->trust, "upstream_ca", conf->upstream_ca, err, cap))
+        return false;
+    if (conf->parent_ca == NULL && conf->upstream_ca == NULL) {
+        s->parents = s->trust;
+        return true;
+    }
+    return trust_load(&s->parents, "parent_ca", conf->parent_ca, err, cap);
+}
 
 /*
  * secure_new - load the trust store.
@@ -457,27 +524,13 @@ secure_new(const struct config *conf, char *err, size_t cap)
         return NULL;
     }
     pthread_mutex_init(&s->lock, NULL);
-    if ((rc = gnutls_certificate_allocate_credentials(&s->trust)) < 0 ||
-        (rc = gnutls_priority_init(
-             &s->priority, "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2",
-             NULL)) < 0) {
+    rc = gnutls_priority_init(
+        &s->priority, "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2", NULL);
+    if (rc < 0)
         snprintf(err, cap, "TLS: %s", gnutls_strerror(rc));
+    if (rc < 0 || !trusts_load(s, conf, err, cap)) {
         secure_free(s);
         return NULL;
-    }
-    rc = gnutls_certificate_set_x509_system_trust(s->trust);
-    if (rc < 0)
-        log_say(LEVEL_WARN, 0, "trust", "the system's roots: %s",
-                gnutls_strerror(rc));
-    if (conf->upstream_ca != NULL) {
-        rc = gnutls_certificate_set_x509_trust_file(
-            s->trust, conf->upstream_ca, GNUTLS_X509_FMT_PEM);
-        if (rc <= 0) {
-            snprintf(err, cap, "upstream_ca %s: %s", conf->upstream_ca,
-                     rc == 0 ? "no certificate in it" : gnutls_strerror(rc));
-            secure_free(s);
-            return NULL;
-        }
     }
     return s;
 }
@@ -491,6 +544,8 @@ secure_free(struct secure *s)
         memory_forget(s, s->oldest);
     if (s->priority != NULL)
         gnutls_priority_deinit(s->priority);
+    if (s->parents != NULL && s->parents != s->trust)
+        gnutls_certificate_free_credentials(s->parents);
     if (s->trust != NULL)
         gnutls_certificate_free_credentials(s->trust);
     pthread_mutex_destroy(&s->lock);

@@ -1,5 +1,5 @@
 /*
- * socks.c - SOCKS 4, 4a and 5, as a server.
+ * socks.c - SOCKS 4, 4a and 5 as a server, 5 as a client of a parent.
  *
  * A client says hello, logs in if it has to, and asks for a target; each
  * message is parsed when all of it is there.  The answer to its request is
@@ -417,4 +417,193 @@ socks_listen(struct socks *s, struct end *end, const struct client *c,
         if (why != WHY_NONE || s->version == 4 || wanted == SOCKS_REQUEST)
             return why;
     }
+}
+
+/* ---- as a client of a parent ---------------------------------------------------- */
+
+static enum why
+bad_answer(struct fail *f, const char *op)
+{
+    return fail_own(f, SIDE_ORIGIN, WHY_PROTO, op);
+}
+
+/* Have at least n bytes buffered.  Not one more is consumed: what stands behind
+ * the answer belongs to the tunnel. */
+static enum why
+need(struct end *end, size_t n, struct fail *f)
+{
+    while (end_ahead(end).len < n) {
+        enum why why = end_fill(end, END_BUF, f);
+
+        if (why == WHY_EOF)
+            return fail_own(f, SIDE_ORIGIN, WHY_EOF, "read the parent's answer");
+        if (why != WHY_NONE)
+            return why;
+    }
+    return WHY_NONE;
+}
+
+/* Two bytes, the first of which is a version. */
+static enum why
+get_pair(struct end *end, unsigned char version, unsigned char *second,
+         struct fail *f)
+{
+    enum why why = need(end, 2, f);
+    const unsigned char *at = (const unsigned char *)end_ahead(end).at;
+
+    if (why != WHY_NONE)
+        return why;
+    *second = at[1];
+    if (at[0] != version)
+        return bad_answer(f, "the parent speaks no SOCKS 5");
+    end_consume(end, 2);
+    return WHY_NONE;
+}
+
+/* RFC 1929. */
+static enum why
+ask_login(struct end *end, const struct parent *p, bool *spoke, struct fail *f)
+{
+    unsigned char out[3 + 2 * HOST_MAX] = {1}, status;
+    size_t user = strlen(p->user), pass = strlen(p->password);
+    enum why why;
+
+    out[1] = (unsigned char)user;
+    memcpy(out + 2, p->user, user);
+    out[2 + user] = (unsigned char)pass;
+    memcpy(out + 3 + user, p->password, pass);
+    why = send_bytes(end, out, 3 + user + pass, f);
+    explicit_bzero(out, sizeof out);
+    if (why != WHY_NONE || (why = get_pair(end, 1, &status, f)) != WHY_NONE)
+        return why;
+    *spoke = true;
+    if (status == 0)
+        return WHY_NONE;
+    return fail_say(f, SIDE_ORIGIN, WHY_PARENT_LOGIN, "SOCKS",
+                    "%s does not know the user, or wants another password",
+                    p->text);
+}
+
+/* Agree on a method, and log in if that is the one. */
+static enum why
+ask_method(struct end *end, const struct parent *p, bool *spoke, struct fail *f)
+{
+    static const unsigned char without[] = {5, 1, METHOD_NONE},
+                               with[] = {5, 2, METHOD_NONE, METHOD_PASSWORD};
+    bool user = p->user[0] != '\0';
+    unsigned char method;
+    enum why why = send_bytes(end, user ? with : without,
+                              user ? sizeof with : sizeof without, f);
+
+    if (why != WHY_NONE || (why = get_pair(end, 5, &method, f)) != WHY_NONE)
+        return why;
+    if (method == METHOD_NONE)
+        return WHY_NONE;
+    if (method == METHOD_PASSWORD && user)
+        return ask_login(end, p, spoke, f);
+    if (method != METHOD_NO_MATCH)
+        return bad_answer(f, "the parent chose a method nobody offered");
+    *spoke = true;
+    return fail_say(f, SIDE_ORIGIN, WHY_PARENT_LOGIN, "SOCKS",
+                    "%s wants %s", p->text,
+                    user ? "no password but something else" : "a user");
+}
+
+static enum why
+send_request(struct end *end, const struct origin *o, struct fail *f)
+{
+    unsigned char out[7 + HOST_MAX] = {5, SOCKS_CONNECT, 0};
+    size_t len = strlen(o->host), at;
+
+    if (inet_pton(AF_INET, o->host, out + 4) == 1) {
+        out[3] = TYPE_V4;
+        at = 8;
+    } else if (inet_pton(AF_INET6, o->host, out + 4) == 1) {
+        out[3] = TYPE_V6;
+        at = 20;
+    } else { /* the parent's resolver knows, not ours */
+        out[3] = TYPE_NAME;
+        out[4] = (unsigned char)len;
+        memcpy(out + 5, o->host, len);
+        at = 5 + len;
+    }
+    out[at] = (unsigned char)(o->port >> 8);
+    out[at + 1] = (unsigned char)o->port;
+    return send_bytes(end, out, at + 2, f);
+}
+
+/* The parent's word for a failure, as ours. */
+static enum why
+refused_with(struct fail *f, const struct parent *p, unsigned char code)
+{
+    static const struct {
+        enum why why;
+        const char *text;
+    } codes[] = {
+        {WHY_PARENT_NO, "general failure"},
+        {WHY_PARENT_NO, "not allowed"},
+        {WHY_UNREACHABLE, "network unreachable"},
+        {WHY_UNREACHABLE, "host unreachable"},
+        {WHY_REFUSED, "connection refused"},
+        {WHY_CONNECT_LATE, "TTL expired"},
+        {WHY_PARENT_NO, "command not supported"},
+        {WHY_PARENT_NO, "address type not supported"},
+    };
+    size_t i = code - 1u;
+
+    if (i >= sizeof codes / sizeof *codes)
+        return fail_say(f, SIDE_ORIGIN, WHY_PARENT_NO, "SOCKS",
+                        "%s answered %u", p->text, code);
+    return fail_say(f, SIDE_ORIGIN, codes[i].why, "SOCKS", "%s answered %u, %s",
+                    p->text, code, codes[i].text);
+}
+
+/* RFC 1928 section 6.  The address in it is of no use to us. */
+static enum why
+get_answer(struct end *end, const struct parent *p, bool *spoke,
+           struct fail *f)
+{
+    enum why why = need(end, 5, f);
+    unsigned char head[5];
+    size_t len;
+
+    if (why != WHY_NONE)
+        return why;
+    memcpy(head, end_ahead(end).at, sizeof head);
+    if (head[0] != 5)
+        return bad_answer(f, "the parent's answer is no SOCKS 5");
+    *spoke = true;
+    if (head[1] != 0)
+        return refused_with(f, p, head[1]);
+    len = head[3] == TYPE_V4     ? 4
+          : head[3] == TYPE_V6   ? 16
+          : head[3] == TYPE_NAME ? 1u + head[4]
+                                 : 0;
+    if (len == 0)
+        return bad_answer(f, "the parent's answer has no address");
+    if ((why = need(end, 4 + len + 2, f)) == WHY_NONE)
+        end_consume(end, 4 + len + 2);
+    return why;
+}
+
+/*
+ * socks_ask - have a SOCKS 5 parent connect us to an origin.
+ *
+ * end    connected to the parent; its deadline is the caller's
+ * spoke  set once the parent has shown that it is in order
+ *
+ * Returns WHY_NONE; WHY_PARENT_LOGIN, WHY_PARENT_NO, WHY_REFUSED,
+ * WHY_UNREACHABLE, WHY_CONNECT_LATE: what the parent says; WHY_PROTO, WHY_EOF,
+ * WHY_LATE and what else its end meets.
+ * Source: RFC 1928, RFC 1929.
+ */
+enum why
+socks_ask(struct end *end, const struct origin *o, const struct parent *p,
+          bool *spoke, struct fail *f)
+{
+    enum why why = ask_method(end, p, spoke, f);
+
+    if (why == WHY_NONE)
+        why = send_request(end, o, f);
+    return why == WHY_NONE ? get_answer(end, p, spoke, f) : why;
 }

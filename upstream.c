@@ -1,6 +1,9 @@
 /*
  * upstream.c - from a target to a connected, ready origin.
  *
+ * The one room that opens ways to targets: directly by dial.c, or through a
+ * parent by parent.c.
+ *
  * Takes a way to an origin out of a cache of idle ones, or dials (dial.c) and
  * makes it ready: TLS (secure.c) and a codec to speak on.  Whoever takes a way
  * owns it until he gives it back or frees it.  The cache also holds ways that
@@ -36,6 +39,16 @@ origin_same(const struct origin *a, const struct origin *b)
 {
     return a->tls == b->tls && a->port == b->port &&
            strcmp(a->host, b->host) == 0 && strcmp(a->sni, b->sni) == 0;
+}
+
+/* Does this way lead to that origin through that parent?  Through an HTTP
+ * parent a tunnel and its own requests are two different things. */
+static bool
+way_same(const struct upstream *up, const struct origin *o,
+         const struct parent *parent)
+{
+    return origin_same(&up->origin, o) && parent_same(up->parent, parent) &&
+           up->absolute == parent_absolute(parent, o);
 }
 
 static size_t
@@ -80,17 +93,18 @@ cache_link(struct upstreams *us, struct upstream *up)
     us->n++;
 }
 
-/* The oldest idle way to the same origin, if there are max of them already.
+/* The oldest idle way like this one, if there are max of them already.
  * Needs us->lock. */
 static struct upstream *
-cache_surplus(struct upstreams *us, const struct origin *o, int max)
+cache_surplus(struct upstreams *us, const struct upstream *like, int max)
 {
+    const struct origin *o = &like->origin;
     struct upstream *last = NULL;
     int n = 0;
 
     for (struct upstream *up = us->buckets[bucket_of(o)]; up != NULL;
          up = up->next) {
-        if (!origin_same(&up->origin, o))
+        if (!way_same(up, o, like->parent))
             continue;
         last = up;
         n++;
@@ -100,13 +114,14 @@ cache_surplus(struct upstreams *us, const struct origin *o, int max)
 
 /* Take the way to an origin that was used last out of the cache; NULL: none. */
 static struct upstream *
-cache_take(struct upstreams *us, const struct origin *o)
+cache_take(struct upstreams *us, const struct origin *o,
+           const struct parent *parent)
 {
     struct upstream *up;
 
     pthread_mutex_lock(&us->lock);
     up = us->buckets[bucket_of(o)];
-    while (up != NULL && !origin_same(&up->origin, o))
+    while (up != NULL && !way_same(up, o, parent))
         up = up->next;
     if (up != NULL)
         cache_unlink(us, up);
@@ -124,13 +139,14 @@ upstream_alive(struct upstream *up)
 
 /* Take one that is alive; the dead ones met on the way are closed. */
 static struct upstream *
-cache_take_alive(const struct client *c, const struct origin *o)
+cache_take_alive(const struct client *c, const struct origin *o,
+                 const struct parent *parent)
 {
     struct upstreams *us = c->weir->upstreams;
     int64_t since = now_ms() - c->conf->reuse_s * 1000LL;
     struct upstream *up;
 
-    while ((up = cache_take(us, o)) != NULL) {
+    while ((up = cache_take(us, o, parent)) != NULL) {
         if (up->given_at >= since && upstream_alive(up))
             return up;
         upstream_free(up);
@@ -149,7 +165,65 @@ upstream_free(struct upstream *up)
     if (up->http != NULL)
         h1_clear(&up->h1);
     end_clear(&up->end);
+    parent_give(up->parent);
     free(up);
+}
+
+/* A new way through one parent (NULL: directly), connected and bare.  NULL: f
+ * is noted; *again tells whether the next parent may have better luck. */
+static struct upstream *
+way_open(const struct client *c, const struct origin *o, struct parent *parent,
+         bool *again, struct fail *f)
+{
+    struct upstream *up = calloc(1, sizeof *up);
+    int fd = -1;
+    enum why why;
+
+    *again = false;
+    if (up == NULL) {
+        fail_own(f, SIDE_WEIR, WHY_BUSY, "out of memory");
+        return NULL;
+    }
+    up->origin = *o;
+    up->parent = parent_take(parent);
+    up->took = (struct clock_marks){-1, -1, -1};
+    up->hop.connect_us = up->hop.answer_us = -1;
+    end_init(&up->end, -1, SIDE_ORIGIN, c->conf->idle_s * 1000);
+    if (parent != NULL) {
+        why = parent_open(c, c->weir->upstreams->secure, up, again, f);
+    } else {
+        why = dial(c, o->host, o->port, &fd, up->addr, &up->took, f);
+        end_init(&up->end, fd, SIDE_ORIGIN, c->conf->idle_s * 1000);
+    }
+    if (why == WHY_NONE)
+        return up;
+    upstream_free(up);
+    return NULL;
+}
+
+/* Reach an origin by the ways that the settings name, in their order; from the
+ * cache if that is allowed. */
+static struct upstream *
+way_take(const struct client *c, const struct origin *o, bool fresh,
+         struct fail *f)
+{
+    struct parent *ways[WAYS_MAX];
+    size_t n = parent_choose(c->conf, o, ways);
+    struct upstream *up = NULL;
+    bool again = true;
+
+    for (size_t i = 0; i < n && up == NULL && again; i++) {
+        *f = (struct fail){0}; /* of the parent before */
+        up = fresh ? NULL : cache_take_alive(c, o, ways[i]);
+        if (up == NULL)
+            up = way_open(c, o, ways[i], &again, f);
+        if (up == NULL && f->why == WHY_LOOP && ways[i] != NULL &&
+            atomic_load(&ways[i]->ourselves)) {
+            *f = (struct fail){0}; /* an environment that names us */
+            up = way_open(c, o, NULL, &again, f);
+        }
+    }
+    return up;
 }
 
 /*
@@ -163,21 +237,10 @@ upstream_free(struct upstream *up)
 struct upstream *
 upstream_dial(const struct client *c, const struct origin *o, struct fail *f)
 {
-    struct upstream *up = calloc(1, sizeof *up);
-    int fd = -1;
+    struct origin through = *o;
 
-    if (up == NULL) {
-        fail_own(f, SIDE_WEIR, WHY_BUSY, "out of memory");
-        return NULL;
-    }
-    up->origin = *o;
-    up->took = (struct clock_marks){-1, -1, -1};
-    if (dial(c, o->host, o->port, &fd, up->addr, &up->took, f) != WHY_NONE) {
-        free(up);
-        return NULL;
-    }
-    end_init(&up->end, fd, SIDE_ORIGIN, c->conf->idle_s * 1000);
-    return up;
+    through.tunnel = true;
+    return way_take(c, &through, true, f);
 }
 
 /*
@@ -199,6 +262,7 @@ upstream_ready(const struct client *c, struct upstream *up, struct fail *f)
             return why;
     }
     h1_init(&up->h1, &up->end, SIDE_ORIGIN, c->conf);
+    up->h1.absolute = up->absolute;
     up->http = &up->h1.http;
     return WHY_NONE;
 }
@@ -215,14 +279,14 @@ struct upstream *
 upstream_take(const struct client *c, const struct origin *o, bool fresh,
               struct fail *f)
 {
-    struct upstream *up = fresh ? NULL : cache_take_alive(c, o);
+    struct upstream *up = way_take(c, o, fresh, f);
 
-    if (up != NULL && up->http != NULL) {
+    if (up == NULL)
+        return NULL;
+    if (up->http != NULL) {
         up->reused = true;
         return up;
     }
-    if (up == NULL && (up = upstream_dial(c, o, f)) == NULL)
-        return NULL;
     if (upstream_ready(c, up, f) != WHY_NONE) {
         upstream_free(up);
         return NULL;
@@ -254,7 +318,7 @@ upstream_give(const struct client *c, struct upstream *up)
     end_drop_buffer(&up->end);
     up->given_at = now_ms();
     pthread_mutex_lock(&us->lock);
-    surplus = cache_surplus(us, &up->origin, c->conf->reuse_per_origin);
+    surplus = cache_surplus(us, up, c->conf->reuse_per_origin);
     if (surplus == NULL && us->n >= (size_t)c->conf->reuse_total)
         surplus = us->oldest;
     if (surplus != NULL)
@@ -269,12 +333,82 @@ upstream_give(const struct client *c, struct upstream *up)
 bool
 upstream_has(const struct client *c, const struct origin *o)
 {
-    struct upstream *up = cache_take_alive(c, o);
+    struct parent *ways[WAYS_MAX];
+    struct upstream *up = NULL;
 
+    if (parent_choose(c->conf, o, ways) > 0)
+        up = cache_take_alive(c, o, ways[0]);
     if (up == NULL)
         return false;
     upstream_give(c, up);
     return true;
+}
+
+/* Can this way serve that origin, as the settings are now? */
+bool
+upstream_fits(const struct client *c, const struct upstream *up,
+              const struct origin *o)
+{
+    struct parent *ways[WAYS_MAX];
+    size_t n = parent_choose(c->conf, o, ways);
+
+    for (size_t i = 0; i < n; i++)
+        if (way_same(up, o, ways[i]))
+            return true;
+    return false;
+}
+
+/*
+ * upstream_judge - how a parent that takes the requests itself has done.
+ *
+ * f  NULL: it answered; else why it did not.  Silence may be the origin's, and
+ *    is not held against the parent
+ */
+void
+upstream_judge(const struct client *c, struct upstream *up,
+               const struct fail *f)
+{
+    if (!up->absolute || (f != NULL && (f->side != SIDE_ORIGIN ||
+                                        f->why == WHY_IDLE ||
+                                        f->why == WHY_LATE ||
+                                        f->received != 0)))
+        return;
+    parent_judge(up->parent, f, c->id);
+}
+
+/*
+ * upstream_note_request - keep of a proxy request what a parent will be told.
+ *
+ * Via keeps its end if it is long: a loop of proxies still finds itself there.
+ */
+void
+upstream_note_request(struct client *c, const struct head *req)
+{
+    const struct field *f = NULL;
+    size_t len = 0;
+
+    if (c->inside != NULL || (c->conf->ways.n == 0 && c->conf->n_rules == 0))
+        return;
+    c->via[0] = c->proxy_auth[0] = '\0';
+    while ((f = head_find(req, "Via", f)) != NULL) {
+        struct span rest = f->value, item;
+
+        while (list_next(&rest, &item)) {
+            if (item.len + 3 > sizeof c->via)
+                continue;
+            if (len + item.len + 3 > sizeof c->via)
+                len = 0;
+            len += (size_t)snprintf(c->via + len, sizeof c->via - len,
+                                    "%s%.*s", len > 0 ? ", " : "",
+                                    (int)item.len, item.at);
+        }
+    }
+    f = head_find(req, "Proxy-Authorization", NULL);
+    if (c->conf->forward_proxy_auth && f != NULL &&
+        f->value.len < sizeof c->proxy_auth) {
+        memcpy(c->proxy_auth, f->value.at, f->value.len);
+        c->proxy_auth[f->value.len] = '\0';
+    }
 }
 
 /* secure_known() for whoever has only a client at hand. */

@@ -1,0 +1,114 @@
+# Ways.pm - other people's proxies, started for a test on a free port.
+#
+# Each constructor answers a process with {port}; what it logs is in {log}.
+# The programs are Debian's squid, tinyproxy, dante and nghttpx.
+
+package Ways;
+use v5.36;
+use Exporter 'import';
+use Weir;
+
+our @EXPORT = qw(squid tinyproxy danted nghttpx told scripted);
+
+# Wait until somebody listens there.
+sub up($name, $p)
+{
+    wait_for("$name to listen", sub {
+        die "$name has ended: ", slurp($p->{err}), slurp($p->{out})
+            if !kill 0, $p->{pid};
+        return IO::Socket::IP->new(PeerHost => '127.0.0.1',
+            PeerPort => $p->{port}) ? 1 : 0;
+    });
+    return $p;
+}
+
+# %o: user, password (Basic); deny => a host that gets 403.
+sub squid(%o)
+{
+    my $dir  = scratch('squid', 1);
+    my $port = free_port();
+    my @auth;
+    chmod 0777, $dir;
+    if ($o{user}) {
+        my $hash = run(['openssl', 'passwd', '-apr1', $o{password}])->{out};
+        spew("$dir/users", "$o{user}:$hash");
+        chmod 0644, "$dir/users";
+        @auth = ("auth_param basic program /usr/lib/squid/basic_ncsa_auth $dir/users",
+            'auth_param basic children 1',
+            'auth_param basic realm squid',
+            'acl known proxy_auth REQUIRED');
+    }
+    spew("$dir/conf", join "\n", "http_port 127.0.0.1:$port", @auth,
+        ($o{deny} ? ("acl bad dstdomain $o{deny}", 'http_access deny bad') : ()),
+        'http_access allow ' . ($o{user} ? 'known' : 'all'),
+        'http_access deny all', 'cache deny all', "pid_filename $dir/pid",
+        "access_log stdio:$dir/access", "cache_log $dir/cache.log",
+        "coredump_dir $dir", 'shutdown_lifetime 0 seconds', 'via on',
+        'max_filedescriptors 1024', 'workers 1', 'netdb_filename none',
+        'logfile_rotate 0', 'pinger_enable off', '');
+    my $p = start_process(['squid', '-N', '-f', "$dir/conf"], cd => $dir);
+    return up('squid', { %$p, port => $port, log => "$dir/access" });
+}
+
+sub tinyproxy(%o)
+{
+    my $dir  = scratch('tinyproxy', 1);
+    my $port = free_port();
+    spew("$dir/conf", join "\n", "Port $port", 'Listen 127.0.0.1',
+        'Timeout 600', 'MaxClients 50', "LogFile \"$dir/log\"", 'LogLevel Connect',
+        ($o{user} ? "BasicAuth $o{user} $o{password}" : ()), '');
+    my $p = start_process(['tinyproxy', '-d', '-c', "$dir/conf"], cd => $dir);
+    return up('tinyproxy', { %$p, port => $port, log => "$dir/log" });
+}
+
+# SOCKS 5 and 4, without users.
+sub danted(%o)
+{
+    my $dir  = scratch('dante', 1);
+    my $port = free_port();
+    spew("$dir/conf", join "\n", "logoutput: $dir/log",
+        "internal: 127.0.0.1 port = $port", "external: 127.0.0.1",
+        'socksmethod: none', 'clientmethod: none', 'user.privileged: root',
+        'user.unprivileged: root',
+        'client pass { from: 127.0.0.0/8 to: 0.0.0.0/0 }',
+        'socks pass { from: 127.0.0.0/8 to: 0.0.0.0/0 log: connect }', '');
+    my $p = start_process(['danted', '-f', "$dir/conf", '-p', "$dir/pid"],
+        cd => $dir);
+    return up('danted', { %$p, port => $port, log => "$dir/log" });
+}
+
+# An https:// proxy: TLS in front of an HTTP/1 proxy at $port.
+sub nghttpx($back, %o)
+{
+    my $dir  = scratch('nghttpx', 1);
+    my $port = free_port();
+    my $pem  = certs()->{good};
+    my $p = start_process(['nghttpx', "--frontend=127.0.0.1,$port",
+        "--backend=127.0.0.1,$back", '--http2-proxy', '--workers=1',
+        "--accesslog-file=$dir/log", "--errorlog-file=$dir/errors",
+        '--conf=/dev/null', $pem->{key}, $pem->{cert}], cd => $dir);
+    return up('nghttpx', { %$p, port => $port, log => "$dir/log" });
+}
+
+# What a proxy's log has by now, once it has $re.
+sub told($p, $re)
+{
+    return wait_for("$p->{name} to log $re", sub {
+        my ($hit) = grep { /$re/ } split /\n/, slurp($p->{log});
+        return $hit;
+    });
+}
+
+# A parent of our own: $serve->($wire, $head) for each request head it reads.
+sub scripted($serve, %o)
+{
+    return origin(sub ($c) {
+        while ((my $head = $c->get_head) ne '') {
+            $c->note($head =~ s/\r\n/|/gr);
+            $serve->($c, $head);
+            last if $c->how ne 'open';
+        }
+    }, %o);
+}
+
+1;
