@@ -667,7 +667,8 @@ log_tunnel(const struct conn *c, int64_t from_us)
     log_begin(&l, LEVEL_INFO, "tunnel", c->client.id);
     log_str(&l, "client", c->client.addr);
     log_str(&l, "target", target);
-    log_str(&l, "origin", c->up->addr);
+    if (c->up->hop.parent[0] == '\0')
+        log_str(&l, "origin", c->up->addr);
     log_int(&l, "up", (int64_t)r->up);
     log_int(&l, "down", (int64_t)r->down);
     log_ms(&l, "dns_ms", c->up->took.dns_us);

@@ -706,7 +706,7 @@ log_exchange(const struct exchange *x)
         log_str(&l, "upstream", "none");
     else
         log_str(&l, "upstream", x->reused ? "reused" : "new");
-    if (x->addr[0] != '\0')
+    if (x->addr[0] != '\0' && x->hop.parent[0] == '\0')
         log_str(&l, "origin", x->addr);
     log_ms(&l, "dns_ms", x->took.dns_us);
     log_ms(&l, "connect_ms", x->took.connect_us);

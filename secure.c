@@ -309,7 +309,7 @@ secure_save_ticket(struct secure *s, struct upstream *up)
     gnutls_datum_t data;
     struct memory *m;
 
-    if (session == NULL || up->ticket_saved)
+    if (!up->origin.tls || session == NULL || up->ticket_saved)
         return;
     if (gnutls_protocol_get_version(session) == GNUTLS_TLS1_3 &&
         !(gnutls_session_get_flags(session) & GNUTLS_SFLAGS_SESSION_TICKET))
@@ -420,7 +420,7 @@ secure_connect(struct secure *s, const struct client *c, struct upstream *up,
     gnutls_session_t session;
     enum why why;
 
-    assert(o->tls && up->end.tls == NULL);
+    assert(o->tls && up->http == NULL); /* TLS to a parent may be below */
     up->insecure = match_host(c->conf->insecure, name, o->port);
     if ((session = session_new(s, s->trust, name, alpn, f)) == NULL)
         return f->why;

@@ -6,6 +6,8 @@
 package Ways;
 use v5.36;
 use Exporter 'import';
+use File::Temp ();
+use IO::Socket::IP;
 use Weir;
 
 our @EXPORT = qw(squid tinyproxy danted nghttpx told scripted);
@@ -25,10 +27,11 @@ sub up($name, $p)
 # %o: user, password (Basic); deny => a host that gets 403.
 sub squid(%o)
 {
-    my $dir  = scratch('squid', 1);
+    # squid gives root up, and the test's own directory is for its user alone.
+    my $dir  = File::Temp->newdir('weir-squid-XXXXXX', TMPDIR => 1);
     my $port = free_port();
     my @auth;
-    chmod 0777, $dir;
+    chmod 0777, "$dir";
     if ($o{user}) {
         my $hash = run(['openssl', 'passwd', '-apr1', $o{password}])->{out};
         spew("$dir/users", "$o{user}:$hash");
@@ -44,10 +47,11 @@ sub squid(%o)
         'http_access deny all', 'cache deny all', "pid_filename $dir/pid",
         "access_log stdio:$dir/access", "cache_log $dir/cache.log",
         "coredump_dir $dir", 'shutdown_lifetime 0 seconds', 'via on',
-        'max_filedescriptors 1024', 'workers 1', 'netdb_filename none',
-        'logfile_rotate 0', 'pinger_enable off', '');
-    my $p = start_process(['squid', '-N', '-f', "$dir/conf"], cd => $dir);
-    return up('squid', { %$p, port => $port, log => "$dir/access" });
+        'max_filedescriptors 1024', 'netdb_filename none',
+        'pinger_enable off', '');
+    my $p = start_process(['squid', '-N', '-f', "$dir/conf"], cd => "$dir");
+    return up('squid', { %$p, port => $port, log => "$dir/access",
+        dir => $dir });
 }
 
 sub tinyproxy(%o)
