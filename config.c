@@ -131,8 +131,21 @@ static const struct row rows[] = {
     INT("proxy", target_bytes, 16384, 16, 1048576,
         "longest request target, in bytes; then 414"),
 
+    POINTER("access", "allow", MATCH, allow, "",
+            "client addresses that may use weir; empty: this machine's alone"),
+    POINTER("access", "deny", MATCH, deny, "",
+            "client addresses that may not, whatever allow says"),
+    POINTER("access", "target_allow", MATCH, target_allow, "",
+            "hosts that clients may reach; empty: all"),
+    POINTER("access", "target_deny", MATCH, target_deny, "",
+            "hosts that they may not, whatever target_allow says"),
+    INT("access", connections, 8192, 1, 1000000,
+        "connections from one client address at the same time"),
+
     INT("upstream", connect_s, 10, 1, WEEK_S,
         "longest time to connect to a server, in seconds; then 504"),
+    VALUE("upstream", "breaker", BOOL, breaker, "yes",
+          "do not try a server all the time that failed 5 times in a row"),
     INT("upstream", response_s, 30, 1, WEEK_S,
         "longest wait for an answer's first byte, in seconds; then 504"),
     INT("upstream", dns_s, 10, 1, WEEK_S,
@@ -1311,6 +1324,8 @@ config_free(struct config *conf)
     free(conf);
 }
 
+static atomic_ullong serial; /* the last one given */
+
 /*
  * config_read - the settings of a file and a command line, all of them valid.
  *
@@ -1335,6 +1350,7 @@ config_read(const char *file, char *const *sets, size_t n_sets, char *err,
         goto out;
     }
     atomic_init(&r.conf->n_refs, 1);
+    r.conf->serial = atomic_fetch_add(&serial, 1) + 1;
     if (file != NULL && (r.conf->file = strdup(file)) == NULL) {
         wrong(&r, "out of memory");
         goto out;

@@ -179,6 +179,10 @@ conn_detect(struct conn *c)
     if (why != WHY_NONE)
         return goodbye(c, &f);
     if (end_ahead(&c->end).at[0] == 0x16) {
+        if (c->client.denied != NULL) { /* it could not read our answer */
+            access_denied(&c->client, NULL, 0, c->client.denied, &f);
+            return goodbye(c, &f);
+        }
         if (!c->client.tls)
             return ST_HANDSHAKE;
         fail_own(&f, SIDE_CLIENT, WHY_PROTO, "TLS inside TLS to ourselves");
@@ -350,6 +354,8 @@ refresh_config(struct conn *c)
     if (atomic_load(&w->config) != c->client.conf) {
         config_give(c->client.conf);
         c->client.conf = config_take(w);
+        c->client.denied = access_client(
+            c->client.conf, (const struct sockaddr *)&c->client.from);
     }
 }
 
@@ -386,7 +392,7 @@ request_connect(struct conn *c)
     if (head_route(&c->req, &c->client, &c->target, &ourselves, &f) !=
         WHY_NONE)
         return refuse(c, &f);
-    if (access_request(&c->client, &c->req, &f) != WHY_NONE)
+    if (access_request(&c->client, &c->req, ourselves, &f) != WHY_NONE)
         return refuse(c, &f);
     if (head_came_by(&c->req, c->client.weir->via)) {
         fail_own(&f, SIDE_WEIR, WHY_LOOP, "Via names us");
@@ -490,6 +496,10 @@ socks_request(struct conn *c)
 {
     struct fail f = {0};
 
+    if (c->client.denied != NULL) {
+        access_denied(&c->client, NULL, 0, c->client.denied, &f);
+        return socks_refuse(c, SOCKS_DENIED, &f);
+    }
     switch (c->socks.command) {
     case SOCKS_CONNECT:
         if (c->socks.port == 0)
@@ -809,13 +819,14 @@ conn_new(struct weir *w, int fd, const struct sockaddr *sa, socklen_t len)
 {
     struct conn *c = calloc(1, sizeof *c);
 
-    (void)len;
     if (c == NULL)
         return NULL;
     c->client.weir = w;
     c->client.conf = config_take(w);
     c->client.id = atomic_fetch_add(&w->n_conns, 1) + 1;
     address_text(sa, c->client.addr);
+    memcpy(&c->client.from, sa, len);
+    c->client.denied = access_client(c->client.conf, sa);
     end_init(&c->end, fd, SIDE_CLIENT, c->client.conf->idle_s * 1000);
     /* The listener's timeouts came with the socket: socket(7), listen.c. */
     c->end.rcv_ms = c->end.snd_ms = c->end.idle_ms;
@@ -855,16 +866,16 @@ answer_now(struct conn *c, const char *text)
         shutdown(c->end.fd, SHUT_WR);
 }
 
-/* No worker will take it: say so, in one attempt.  The accept thread's. */
+/* Nobody will take it: say so, in one attempt.  The accept thread's. */
 void
-conn_refuse(struct conn *c, enum why why)
+conn_refuse(struct conn *c, enum why why, const char *op)
 {
-    fail_own(&c->fail, SIDE_WEIR, why, "queue");
+    fail_own(&c->fail, SIDE_WEIR, why, op);
     answer_now(c, "HTTP/1.1 503 Service Unavailable\r\n"
                   "Proxy-Status: weir; error=connection_limit_reached\r\n"
-                  "Content-Type: text/plain\r\nContent-Length: 38\r\n"
+                  "Content-Type: text/plain\r\nContent-Length: 45\r\n"
                   "Retry-After: 1\r\nConnection: close\r\n\r\n"
-                  "weir: no worker was free.  Try again.\n");
+                  "weir: too much is under way here.  Try again.\n");
     log_close(c);
 }
 

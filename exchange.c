@@ -728,8 +728,8 @@ serve(struct exchange *x)
     enum why why;
 
     why = head_route(x->req, c, &x->origin, &ourselves, &x->fail);
-    if (why == WHY_NONE && !ourselves)
-        why = access_request(c, x->req, &x->fail);
+    if (why == WHY_NONE)
+        why = access_request(c, x->req, ourselves, &x->fail);
     if (why == WHY_NONE && head_came_by(x->req, c->weir->via))
         why = fail_own(&x->fail, SIDE_WEIR, WHY_LOOP, "Via names us");
     if (why != WHY_NONE) {

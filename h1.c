@@ -442,9 +442,10 @@ judge_framing(const struct facts *facts, enum side from, struct head *head,
     return WHY_NONE;
 }
 
-/* A whole head: raw[0..end).  One copy of it, and spans into the copy. */
+/* A whole head: raw[0..end).  One copy of it, and spans into the copy.
+ * to_connect: it answers a CONNECT. */
 static enum why
-parse_whole(const char *raw, size_t end, enum side from,
+parse_whole(const char *raw, size_t end, enum side from, bool to_connect,
             const struct h1_limits *limits, struct head *head, struct fail *f)
 {
     const char *at = head_text(head, raw, end).at;
@@ -462,7 +463,7 @@ parse_whole(const char *raw, size_t end, enum side from,
     if ((why = parse_fields(at, from, limits, head, f)) != WHY_NONE)
         return why;
     facts = note_fields(head);
-    if (limits->to_connect && head->status / 100 == 2) {
+    if (to_connect && head->status / 100 == 2) {
         head->body = BODY_NONE; /* RFC 9110 section 9.3.6: lengths are ignored */
         return WHY_NONE;
     }
@@ -472,7 +473,7 @@ parse_whole(const char *raw, size_t end, enum side from,
 /* h1_parse_head() for bytes of which *scanned were looked at before, and no
  * empty line in front. */
 static enum why
-parse_head(const char *raw, size_t len, enum side from,
+parse_head(const char *raw, size_t len, enum side from, bool to_connect,
            const struct h1_limits *limits, size_t *scanned, struct head *head,
            size_t *used, struct fail *f)
 {
@@ -492,7 +493,7 @@ parse_head(const char *raw, size_t len, enum side from,
     if (why == WHY_PROTO)
         return broken(f, from, "CR or LF alone in a head");
     *used = end;
-    return parse_whole(raw, end, from, limits, head, f);
+    return parse_whole(raw, end, from, to_connect, limits, head, f);
 }
 
 /*
@@ -515,8 +516,8 @@ h1_parse_head(const char *raw, size_t len, enum side from,
               struct fail *f)
 {
     size_t blank = blank_line(raw, len, from), scanned = 0;
-    enum why why = parse_head(raw + blank, len - blank, from, limits, &scanned,
-                              head, used, f);
+    enum why why = parse_head(raw + blank, len - blank, from, false, limits,
+                              &scanned, head, used, f);
 
     if (why == WHY_NONE)
         *used += blank;
@@ -745,8 +746,10 @@ h1_try_head(struct h1 *h, struct head *head, struct fail *f)
         h->blank = true;
         h->head_from = 0;
     }
-    why = parse_head(ahead.at, ahead.len, h->http.side, &h->limits, &h->scanned,
-                     head, &used, f);
+    why = parse_head(ahead.at, ahead.len, h->http.side,
+                     h->http.side == SIDE_ORIGIN &&
+                         h->method_id == METHOD_CONNECT,
+                     &h->limits, &h->scanned, head, &used, f);
     if (why == WHY_MORE) {
         if (ahead.len > 0 && h->head_from == 0)
             h->head_from = now_ms();

@@ -550,7 +550,6 @@ ask_connect(const struct client *c, struct upstream *up, bool *spoke,
     h.limits.head_bytes = HEAD_BYTES;
     h.limits.n_fields = HEAD_FIELDS;
     h.limits.head_ms = c->conf->response_s * 1000;
-    h.limits.to_connect = true;
     h.credentials = parent_credentials(c, up->parent);
     why = send_connect(c, up, &h, f);
     do {
@@ -602,7 +601,7 @@ open_through(const struct client *c, struct secure *s, struct upstream *up,
     struct clock_marks took = {-1, -1, -1};
     int64_t from = now_us();
     int fd = -1;
-    enum why why = dial(c, p->host, p->port, &fd, up->addr, &took, f);
+    enum why why = dial(c, p->host, p->port, ACCESS_GRANTED, &fd, up->addr, &took, f);
 
     if (why != WHY_NONE)
         return why;

@@ -67,6 +67,8 @@ enum {
     W(POLICY, 403, 403, "http_request_denied", "not allowed")                  \
     W(LOOP, 403, 403, "proxy_loop_detected", "request came back to us")        \
     W(LOGIN, 407, 407, "http_request_denied", "user and password wanted")      \
+    W(BROKEN, 0, 503, "destination_unavailable",                               \
+      "failed too often, not tried for a while")                               \
     W(PARENT_LOGIN, 0, 502, "proxy_configuration_error",                       \
       "parent proxy wants another user and password")                          \
     W(PARENT_NO, 0, 502, "destination_unavailable", "parent proxy refused")    \
@@ -168,6 +170,7 @@ enum level { LEVEL_ERR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
 struct config {
     atomic_int n_refs;
     char *file; /* where it came from; NULL: defaults alone */
+    uint64_t serial; /* another for each that was read */
 
     /* [proxy] */
     struct listener_conf *listen;
@@ -181,8 +184,14 @@ struct config {
     int idle_s, head_s, queue_s, grace_s, linger_ms;
     int head_bytes, fields, target_bytes;
 
+    /* [access]; NULL and empty lists name nobody */
+    struct match *allow, *deny;               /* clients */
+    struct match *target_allow, *target_deny; /* where to */
+    int connections;                          /* of one client address */
+
     /* [upstream] */
     int connect_s, response_s, dns_s;
+    bool breaker;
     int reuse_per_origin, reuse_total, reuse_s;
     char *upstream_ca;      /* PEM file on top of the system's; NULL: none */
     struct match *insecure; /* hosts whose certificates are not verified */
@@ -354,7 +363,6 @@ struct h1_limits {
     size_t head_bytes, target_bytes;
     size_t n_fields;
     int head_ms;
-    bool to_connect; /* a 2xx has no content, whatever it says */
 };
 
 enum h1_state { H1_HEAD, H1_FIXED, H1_CHUNKED, H1_CLOSE, H1_RAW, H1_DONE };
@@ -399,6 +407,8 @@ struct h1 {
     atomic_bool aborted;
 };
 
+struct breaker; /* who failed to be connected to */
+
 /* ---- where to, and a way to it ------------------------------------------ */
 
 struct origin {
@@ -439,6 +449,7 @@ struct upstream { /* a way to an origin; belongs to whoever took it */
     struct origin origin;
     struct parent *parent; /* that it leads through; NULL: none */
     bool absolute;         /* the parent itself takes the requests */
+    uint64_t serial;       /* of the settings it was opened under */
     struct hop hop;
     struct end end;
     struct h1 h1;
@@ -485,6 +496,8 @@ struct client { /* who asks: all that an exchange needs of its connection */
     bool tls;                    /* what it spoke to us */
     const struct origin *inside; /* the target is known; NULL: a proxy request */
     bool own_name; /* TLS for our own name: origin-form means our pages */
+    struct sockaddr_storage from; /* its address; family 0: not known */
+    const char *denied;           /* the rule of conf against it; NULL: none */
     /* of its last proxy request, for a parent; "": none */
     char via[VIA_MAX];
     char proxy_auth[PROXY_AUTH_MAX]; /* only with forward_proxy_auth */
@@ -641,6 +654,9 @@ const struct config_key *config_key(size_t i); /* NULL: there is no i-th */
 struct match *match_parse(const char *text, char *err, size_t cap);
 bool match_add(struct match *, const char *text, char *err, size_t cap);
 bool match_split(char *text, char **host, char **port); /* "[::1]:80", "a" */
+const char *match_find(const struct match *, const char *host, uint16_t port);
+const char *match_find_address(const struct match *, const struct sockaddr *,
+                               uint16_t port); /* the item; NULL: none */
 bool match_host(const struct match *, const char *host, uint16_t port);
 bool match_empty(const struct match *);
 void match_free(struct match *);
@@ -669,7 +685,7 @@ void stack_rest(void); /* unused pages of this thread's stack go back */
 struct conn *conn_new(struct weir *, int fd, const struct sockaddr *,
                       socklen_t);
 enum conn_state conn_run(struct conn *, struct worker *); /* PARKED or DONE */
-void conn_refuse(struct conn *, enum why); /* without waiting; then conn_free */
+void conn_refuse(struct conn *, enum why, const char *op); /* without waiting; then conn_free */
 void conn_timeout(struct conn *);          /* parked past its `until` */
 void conn_free(struct conn *);
 
@@ -784,9 +800,21 @@ struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
 /* ---- acl.c: who may use weir, and where to ---------------------------------- */
 
 bool access_login(const struct config *, struct span user, struct span pass);
+const char *access_client(const struct config *, const struct sockaddr *);
+enum access { /* what is known of a target */
+    ACCESS_GRANTED,    /* nothing is left to be asked: a parent, say */
+    ACCESS_BY_NAME,    /* its name may be reached, its addresses not if denied */
+    ACCESS_BY_ADDRESS, /* only the addresses that are allowed */
+};
+enum why access_target(const struct client *, const char *host, uint16_t port,
+                       enum access *, struct fail *);
+bool access_address(const struct client *, const struct sockaddr *, enum access,
+                    const char **rule);
+enum why access_denied(const struct client *, const char *target,
+                       uint16_t port, const char *rule, struct fail *);
 /* May this request be made?  Its Proxy-Authorization is looked at. */
 enum why access_request(const struct client *, const struct head *,
-                        struct fail *);
+                        bool ourselves, struct fail *);
 
 /* ---- socks.c: SOCKS 4, 4a and 5 ---------------------------------------------- */
 
@@ -866,9 +894,19 @@ extern struct resolver dns_resolver; /* set before the first lookup */
 
 /* ---- dial.c: host and port -> connected socket ----------------------------- */
 
-enum why dial(const struct client *, const char *host, uint16_t port, int *fd,
-              char addr[ADDR_MAX], struct clock_marks *, struct fail *);
+enum why dial(const struct client *, const char *host, uint16_t port,
+              enum access, int *fd, char addr[ADDR_MAX], struct clock_marks *,
+              struct fail *);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
+
+/* ---- breaker.c: origins that cannot be connected to ------------------------- */
+
+struct breaker *breaker_new(void);
+void breaker_free(struct breaker *);
+enum why breaker_ask(struct breaker *, const char *host, uint16_t port,
+                     bool *trial, struct fail *);
+void breaker_tell(struct breaker *, const char *host, uint16_t port, bool trial,
+                  enum why, uint64_t conn);
 
 /* ---- parent.c: ways out through other proxies ------------------------------- */
 

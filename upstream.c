@@ -26,6 +26,7 @@ enum { BUCKETS = 256 }; /* a power of two */
 
 struct upstreams {
     struct secure *secure;
+    struct breaker *breaker;
     pthread_mutex_t lock;
     /* needs lock */
     struct upstream *buckets[BUCKETS]; /* next/prev, the newest first */
@@ -137,6 +138,16 @@ upstream_alive(struct upstream *up)
     return end_quiet(&up->end);
 }
 
+/* Targets may have been denied since it was opened.  What was opened under other
+ * settings is not asked again but opened again. */
+static bool
+still_granted(const struct client *c, const struct upstream *up)
+{
+    return up->serial == c->conf->serial ||
+           (match_empty(c->conf->target_deny) &&
+            match_empty(c->conf->target_allow));
+}
+
 /* Take one that is alive; the dead ones met on the way are closed. */
 static struct upstream *
 cache_take_alive(const struct client *c, const struct origin *o,
@@ -147,7 +158,8 @@ cache_take_alive(const struct client *c, const struct origin *o,
     struct upstream *up;
 
     while ((up = cache_take(us, o, parent)) != NULL) {
-        if (up->given_at >= since && upstream_alive(up))
+        if (up->given_at >= since && still_granted(c, up) &&
+            upstream_alive(up))
             return up;
         upstream_free(up);
     }
@@ -169,14 +181,35 @@ upstream_free(struct upstream *up)
     free(up);
 }
 
+/* Directly, unless that has failed too often. */
+static enum why
+dial_direct(const struct client *c, struct upstream *up, enum access what,
+            struct fail *f)
+{
+    const struct origin *o = &up->origin;
+    struct breaker *b = c->conf->breaker ? c->weir->upstreams->breaker : NULL;
+    bool trial = false;
+    int fd = -1;
+    enum why why = WHY_NONE;
+
+    if (b != NULL)
+        why = breaker_ask(b, o->host, o->port, &trial, f);
+    if (why != WHY_NONE)
+        return why;
+    why = dial(c, o->host, o->port, what, &fd, up->addr, &up->took, f);
+    if (b != NULL)
+        breaker_tell(b, o->host, o->port, trial, why, c->id);
+    end_init(&up->end, fd, SIDE_ORIGIN, c->conf->idle_s * 1000);
+    return why;
+}
+
 /* A new way through one parent (NULL: directly), connected and bare.  NULL: f
  * is noted; *again tells whether the next parent may have better luck. */
 static struct upstream *
 way_open(const struct client *c, const struct origin *o, struct parent *parent,
-         bool *again, struct fail *f)
+         enum access what, bool *again, struct fail *f)
 {
     struct upstream *up = calloc(1, sizeof *up);
-    int fd = -1;
     enum why why;
 
     *again = false;
@@ -185,15 +218,17 @@ way_open(const struct client *c, const struct origin *o, struct parent *parent,
         return NULL;
     }
     up->origin = *o;
+    up->serial = c->conf->serial;
     up->parent = parent_take(parent);
     up->took = (struct clock_marks){-1, -1, -1};
     up->hop.connect_us = up->hop.answer_us = -1;
     end_init(&up->end, -1, SIDE_ORIGIN, c->conf->idle_s * 1000);
-    if (parent != NULL) {
+    if (parent != NULL && what == ACCESS_BY_ADDRESS) {
+        why = access_denied(c, o->host, o->port, "not in target_allow", f);
+    } else if (parent != NULL) {
         why = parent_open(c, c->weir->upstreams->secure, up, again, f);
     } else {
-        why = dial(c, o->host, o->port, &fd, up->addr, &up->took, f);
-        end_init(&up->end, fd, SIDE_ORIGIN, c->conf->idle_s * 1000);
+        why = dial_direct(c, up, what, f);
     }
     if (why == WHY_NONE)
         return up;
@@ -210,17 +245,20 @@ way_take(const struct client *c, const struct origin *o, bool fresh,
     struct parent *ways[WAYS_MAX];
     size_t n = parent_choose(c->conf, o, ways);
     struct upstream *up = NULL;
+    enum access what;
     bool again = true;
 
+    if (access_target(c, o->host, o->port, &what, f) != WHY_NONE)
+        return NULL;
     for (size_t i = 0; i < n && up == NULL && again; i++) {
         *f = (struct fail){0}; /* of the parent before */
         up = fresh ? NULL : cache_take_alive(c, o, ways[i]);
         if (up == NULL)
-            up = way_open(c, o, ways[i], &again, f);
+            up = way_open(c, o, ways[i], what, &again, f);
         if (up == NULL && f->why == WHY_LOOP && ways[i] != NULL &&
             atomic_load(&ways[i]->ourselves)) {
             *f = (struct fail){0}; /* an environment that names us */
-            up = way_open(c, o, NULL, &again, f);
+            up = way_open(c, o, NULL, what, &again, f);
         }
     }
     return up;
@@ -336,7 +374,8 @@ upstream_has(const struct client *c, const struct origin *o)
     struct parent *ways[WAYS_MAX];
     struct upstream *up = NULL;
 
-    if (parent_choose(c->conf, o, ways) > 0)
+    if (match_find(c->conf->target_deny, o->host, o->port) == NULL &&
+        parent_choose(c->conf, o, ways) > 0)
         up = cache_take_alive(c, o, ways[0]);
     if (up == NULL)
         return false;
@@ -352,6 +391,8 @@ upstream_fits(const struct client *c, const struct upstream *up,
     struct parent *ways[WAYS_MAX];
     size_t n = parent_choose(c->conf, o, ways);
 
+    if (!still_granted(c, up))
+        return false;
     for (size_t i = 0; i < n; i++)
         if (way_same(up, o, ways[i]))
             return true;
@@ -432,6 +473,11 @@ upstreams_new(const struct config *conf, char *err, size_t cap)
         return NULL;
     }
     pthread_mutex_init(&us->lock, NULL);
+    if ((us->breaker = breaker_new()) == NULL) {
+        snprintf(err, cap, "out of memory");
+        upstreams_free(us);
+        return NULL;
+    }
     if ((us->secure = secure_new(conf, err, cap)) == NULL) {
         upstreams_free(us);
         return NULL;
@@ -473,6 +519,7 @@ upstreams_free(struct upstreams *us)
         upstream_free(up);
     }
     secure_free(us->secure);
+    breaker_free(us->breaker);
     pthread_mutex_destroy(&us->lock);
     free(us);
 }
