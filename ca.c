@@ -576,22 +576,23 @@ publish_bundle(struct home *h, const struct ca *ca)
     roots_read(&roots);
     if (roots.data == NULL)
         log_say(LEVEL_WARN, 0, "ca",
-                "no system roots found: %s/%s has our CA "
-                "alone",
-                h->dir, CA_BUNDLE);
+                "no system roots found: %s/%s has our CA alone", h->dir,
+                CA_BUNDLE);
     all.data = gnutls_malloc(roots.size + 1 + ca->pem.size);
-    if (all.data != NULL) {
-        if (roots.size > 0)
-            memcpy(all.data, roots.data, roots.size);
-        all.size = roots.size;
-        if (all.size > 0 && all.data[all.size - 1] != '\n')
-            all.data[all.size++] = '\n';
-        memcpy(all.data + all.size, ca->pem.data, ca->pem.size);
-        all.size += ca->pem.size;
-        home_publish(h, CA_BUNDLE, &all);
-    } else {
+    if (all.data == NULL) {
         log_say(LEVEL_WARN, 0, "ca", "no memory for %s", CA_BUNDLE);
+        goto out;
     }
+    if (roots.data != NULL) {
+        memcpy(all.data, roots.data, roots.size);
+        all.size = roots.size;
+        if (all.data[all.size - 1] != '\n')
+            all.data[all.size++] = '\n';
+    }
+    memcpy(all.data + all.size, ca->pem.data, ca->pem.size);
+    all.size += ca->pem.size;
+    home_publish(h, CA_BUNDLE, &all);
+out:
     datum_free(&all);
     datum_free(&roots);
 }

@@ -412,17 +412,16 @@ static void *
 list_add(struct given *g)
 {
     size_t *n = list_count(g->conf, g->row), size = g->row->size;
-    char *list;
+    char *list, *longer;
 
     memcpy(&list, row_field(g->conf, g->row), sizeof(list));
-    list = realloc(list, (*n + 1) * size);
-    if (list == NULL) {
+    longer = realloc(list, (*n + 1) * size);
+    if (longer == NULL) {
         bad(g, "out of memory");
         return NULL;
     }
-    memcpy(row_field(g->conf, g->row), &list, sizeof(list));
-    list += (*n)++ * size;
-    return memset(list, 0, size);
+    memcpy(row_field(g->conf, g->row), &longer, sizeof(longer));
+    return memset(longer + (*n)++ * size, 0, size);
 }
 
 static void

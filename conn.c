@@ -24,6 +24,7 @@
 
 enum {
     CLOSE_MS = 1000,       /* how long a closing connection is drained */
+    BOTH_SPEAK_MS = 20,    /* how much later than a server a client may speak */
     FIRST_LINE_MAX = 8192, /* of what may be HTTP behind a CONNECT */
 };
 
@@ -103,25 +104,32 @@ speaks_what(struct span s)
     return speaks_line(s);
 }
 
-/* Wait for the client's next bytes until `until_ms`.  WHY_IDLE: it is silent, or
- * the server speaks first; else what end_fill() met. */
+/* Wait for the client's next bytes until *until_ms.  A server that speaks first
+ * shortens the wait: it is for a client that had the same idea.  WHY_IDLE: it
+ * is silent; else what end_fill() met. */
 static enum why
-sniff_more(struct conn *c, int64_t until_ms, struct fail *f)
+sniff_more(struct conn *c, int64_t *until_ms, struct fail *f)
 {
     struct end *server = c->up != NULL ? &c->up->end : NULL;
     struct pollfd p[2] = {{.fd = c->end.fd, .events = POLLIN},
                           {.fd = server != NULL ? server->fd : -1,
                            .events = POLLIN | POLLRDHUP}};
-    int64_t left = until_ms - now_ms(), deadline = c->end.deadline;
+    int64_t now = now_ms(), deadline = c->end.deadline;
     enum why why;
 
     if (c->end.len == 0 && end_pending(&c->end) && c->end.len > 0)
         return WHY_NONE;
     if (server != NULL && end_pending(server)) /* behind a parent's answer */
         return WHY_IDLE;
-    if (left <= 0 || poll(p, 2, (int)left) <= 0 || p[0].revents == 0)
+    if (now >= *until_ms || poll(p, 2, (int)(*until_ms - now)) <= 0)
         return WHY_IDLE;
-    c->end.deadline = until_ms; /* half a TLS record may be all there is */
+    if (p[0].revents == 0) {
+        if (*until_ms > now + BOTH_SPEAK_MS)
+            *until_ms = now + BOTH_SPEAK_MS;
+        if (poll(p, 1, BOTH_SPEAK_MS) <= 0)
+            return WHY_IDLE;
+    }
+    c->end.deadline = *until_ms; /* half a TLS record may be all there is */
     why = end_fill(&c->end, END_BUF, f);
     c->end.deadline = deadline;
     return why == WHY_LATE ? WHY_IDLE : why;
@@ -141,7 +149,7 @@ detect_inside(struct conn *c)
         return ST_TUNNEL;
     while (why == WHY_NONE &&
            (what = speaks_what(end_ahead(&c->end))) == SPEAKS_UNCLEAR)
-        why = sniff_more(c, until, &f);
+        why = sniff_more(c, &until, &f);
     if (what == SPEAKS_TLS)
         return ST_HANDSHAKE;
     if (what == SPEAKS_HTTP &&
@@ -305,7 +313,7 @@ handshake_wanted(const struct conn *c)
 
     return mitm_wants(conf, name, c->target.port) &&
            !match_host(conf->except, c->target.host, c->target.port) &&
-           (c->hello.alpn == 0 || (c->hello.alpn & (ALPN_HTTP1 | ALPN_H2)));
+           (c->hello.alpn == 0 || (c->hello.alpn & ~(unsigned)ALPN_OTHER) != 0);
 }
 
 /* A ClientHello is coming: read it, see for whom it is. */

@@ -496,7 +496,8 @@ end_clear(struct end *e)
 struct span
 end_ahead(const struct end *e)
 {
-    return (struct span){e->buf + e->start, e->len};
+    return e->len > 0 ? (struct span){e->buf + e->start, e->len}
+                      : (struct span){"", 0};
 }
 
 /* The first n (<= end_ahead().len) buffered bytes are done with. */

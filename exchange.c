@@ -19,6 +19,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 #include <unistd.h>
 
 #include "proxy.h"
@@ -524,10 +525,26 @@ carry_content(struct exchange *x, struct upload *u)
         if ((why = down->ops->write_body(down, got, &x->fail)) != WHY_NONE)
             return why;
     }
-    if (why != WHY_EOF)
+    if (why != WHY_EOF) {
+        struct fail ignored = {0};
+
+        (void)down->ops->flush(down, &ignored); /* cut, but not before here */
         return why;
+    }
     why = down->ops->write_end(down, up->ops->trailers(up), &x->fail);
     return why == WHY_NONE ? down->ops->flush(down, &x->fail) : why;
+}
+
+/* The final answer is here before the request's end.  Will the rest of that not
+ * be heard?  An origin that closes hears no more; and a client that was not
+ * told to continue may send its content or leave it (RFC 9110 section 10.1.1),
+ * so that nobody could tell what comes next. */
+static bool
+upload_ends_here(const struct exchange *x, struct upload *u)
+{
+    return list_has(x->res->connection, "close") ||
+           x->res->version == HTTP_10 ||
+           (x->req->expects_continue && gate_shut(u));
 }
 
 /* The final answer: head, content, trailers. */
@@ -541,10 +558,7 @@ pass_answer(struct exchange *x, struct upload *u)
 
     if (atomic_load(&x->client->weir->draining))
         down->last = true;
-    /* RFC 9110 section 10.1.1: a client that was not told to continue may send
-     * its content or leave it; nobody could tell what comes next. */
-    if (u->started && x->req->expects_continue && !atomic_load(&u->done) &&
-        gate_shut(u))
+    if (u->started && !atomic_load(&u->done) && upload_ends_here(x, u))
         down->last = true;
     if (binds_connection(x->res, "WWW-Authenticate"))
         x->up->bound = true;
@@ -605,6 +619,25 @@ kept(struct exchange *x, bool answered)
     return x->down->ops->reusable(x->down) ? EXCHANGE_KEEP : EXCHANGE_CLOSE;
 }
 
+/* RFC 9110 section 7.8: a server switches only to what it was asked for. */
+static bool
+upgrade_was_asked(const struct head *req, const struct head *res)
+{
+    struct span chosen = res->upgrade, item, rest, asked;
+
+    while (list_next(&chosen, &item)) {
+        bool found = false;
+
+        rest = req->upgrade;
+        while (!found && list_next(&rest, &asked))
+            found = asked.len == item.len &&
+                    strncasecmp(asked.at, item.at, item.len) == 0;
+        if (!found)
+            return false;
+    }
+    return res->upgrade.len > 0;
+}
+
 /* 101: HTTP is over on both sides; the caller makes a tunnel of them. */
 static enum exchange_end
 switch_protocols(struct exchange *x)
@@ -644,6 +677,10 @@ carry(struct exchange *x)
     why = first_answer(x, &u);
     if (why == WHY_NONE)
         why = pass_interim(x, &u);
+    if (why == WHY_NONE && x->res->status == 101 &&
+        !upgrade_was_asked(x->req, x->res))
+        why = fail_own(&x->fail, SIDE_ORIGIN, WHY_PROTO,
+                       "101 to a protocol that nobody asked for");
     if (why == WHY_NONE && x->res->status == 101) {
         enum exchange_end how = switch_protocols(x);
 
@@ -658,10 +695,10 @@ carry(struct exchange *x)
         if (x->up != NULL && x->status == 0)
             upstream_judge(x->client, x->up, &x->fail);
         settle_blame(x, &u);
-        if (!u.started)
-            discard_request(x);
-        else
+        if (u.started || x->fail.side == SIDE_CLIENT)
             x->down->last = true;
+        else
+            discard_request(x);
         answered = answer_failure(x);
     }
     upload_join(&u, why != WHY_NONE || x->down->last);
@@ -733,9 +770,10 @@ serve(struct exchange *x)
     if (why == WHY_NONE && head_came_by(x->req, c->weir->via))
         why = fail_own(&x->fail, SIDE_WEIR, WHY_LOOP, "Via names us");
     if (why != WHY_NONE) {
-        discard_request(x);
         if (x->fail.side == SIDE_CLIENT && why != WHY_LOGIN)
             x->down->last = true;
+        else
+            discard_request(x);
         return kept(x, answer_failure(x));
     }
     last_hop = !max_forwards(x->req);

@@ -140,8 +140,7 @@ is_target(struct span s)
 
 /* RFC 9112 section 3: method, one space, target, one space, version. */
 static enum why
-parse_request_line(struct span line, const struct h1_limits *limits,
-                   struct head *head, struct fail *f)
+parse_request_line(struct span line, struct head *head, struct fail *f)
 {
     const char *end = line.at + line.len, *target, *version;
 
@@ -157,8 +156,6 @@ parse_request_line(struct span line, const struct h1_limits *limits,
     if (version == NULL)
         return broken(f, SIDE_CLIENT, "request line without a version");
     head->target = (struct span){target, (size_t)(version - target)};
-    if (head->target.len > limits->target_bytes)
-        return fail_own(f, SIDE_CLIENT, WHY_URI, "request target");
     if (!is_target(head->target))
         return broken(f, SIDE_CLIENT, "malformed request target");
     version++;
@@ -456,7 +453,7 @@ parse_whole(const char *raw, size_t end, enum side from, bool to_connect,
     if (at == NULL)
         return fail_sys(f, SIDE_WEIR, "parse head", ENOMEM);
     line = next_line(&at);
-    why = from == SIDE_CLIENT ? parse_request_line(line, limits, head, f)
+    why = from == SIDE_CLIENT ? parse_request_line(line, head, f)
                               : parse_status_line(line, head, f);
     if (why != WHY_NONE)
         return why;
@@ -770,22 +767,33 @@ h1_try_head(struct h1 *h, struct head *head, struct fail *f)
     return why;
 }
 
-/* end_fill() under the watch and the clock of whoever uses the codec. */
+/* end_fill() under the watch and the clock of whoever uses the codec.  The
+ * clock is a deadline: the end's idle_ms is the writer's as well. */
 static enum why
 fill(struct h1 *h, size_t cap, struct fail *f)
 {
     struct end *end = h->end;
-    const struct watch *before = end->watch;
-    int idle_ms = end->idle_ms;
+    const struct watch *watch = end->watch;
+    int64_t late = end->deadline, quiet = 0;
+    struct fail met;
     enum why why;
 
     if (h->http.watch != NULL)
         end->watch = h->http.watch;
     if (h->http.idle_ms != 0)
-        end->idle_ms = h->http.idle_ms;
-    why = end_fill(end, cap, f);
-    end->watch = before;
-    end->idle_ms = idle_ms;
+        quiet = now_ms() + h->http.idle_ms;
+    if (quiet != 0 && (late == 0 || quiet < late))
+        end->deadline = quiet;
+    do {
+        met = (struct fail){0};
+        why = end_fill(end, cap, &met);
+    } while (why == WHY_IDLE && now_ms() < quiet);
+    if (why == WHY_LATE && end->deadline != late)
+        why = met.why = WHY_IDLE;
+    end->watch = watch;
+    end->deadline = late;
+    if (met.why != WHY_NONE)
+        fail_note(f, met.side, why, met.op, met.code, met.text);
     return why;
 }
 
@@ -825,9 +833,10 @@ head_stopped(struct h1 *h, enum why why, struct fail *met, struct fail *f)
 /*
  * The next head (ops.read_head).
  *
- * Returns WHY_NONE; WHY_EOF before its first byte; WHY_IDLE, before the first
- * byte or within; WHY_LATE: head_ms after its first byte, or at the end's own
- * deadline; WHY_CUT: ended within; or what h1_parse_head() or end_fill() noted.
+ * Returns WHY_NONE; WHY_EOF before its first byte (noted if it was a reset by
+ * an origin: it may have heard us); WHY_IDLE, before the first byte or within;
+ * WHY_LATE: head_ms after its first byte, or at the end's own deadline;
+ * WHY_CUT: ended within; or what h1_parse_head() or end_fill() noted.
  */
 static enum why
 h1_read_head(struct http *http, struct head *head, struct fail *f)
@@ -953,8 +962,12 @@ h1_read_body(struct http *http, struct span *data, struct fail *f)
     for (;;) {
         if (h->rd == H1_DONE)
             return WHY_EOF;
+        if (h->rd == H1_BROKEN)
+            return broken(f, h->end->side, "content framing");
         why = h->rd == H1_CHUNKED ? take_chunked(h, data, f)
                                   : take_plain(h, data);
+        if (why == WHY_PROTO || why == WHY_LIMIT)
+            h->rd = H1_BROKEN; /* nobody can tell any more what is content */
         if (why == WHY_NONE)
             http->n_in += data->len;
         if (why != WHY_MORE)
@@ -977,8 +990,8 @@ h1_trailers(struct http *http)
     return h->has_tail ? h->tail : NULL;
 }
 
-/* Would the chunks that are here give data, an end, or an error?  If not, what
- * was read before must be flushed: the rest of a frame is no reason to wait. */
+/* Would the chunks that are here give data, or the end?  If not, what was read
+ * before must be flushed: the rest of a frame is no reason to wait. */
 static bool
 chunk_pending(const struct h1 *h, struct span ahead)
 {
@@ -991,9 +1004,15 @@ chunk_pending(const struct h1 *h, struct span ahead)
 
     if (why == WHY_EOF)
         why = section_end(ahead.at + used, ahead.len - used, &scanned, &end);
-    return why != WHY_MORE;
+    return why == WHY_NONE;
 }
 
+/*
+ * Can something be read without waiting (ops.pending)?
+ *
+ * An error that is about to be met does not count, nor does the end of the
+ * connection: so all content is flushed before it is found to be cut.
+ */
 static bool
 h1_pending(struct http *http)
 {
@@ -1001,11 +1020,11 @@ h1_pending(struct http *http)
     struct span ahead;
     size_t scanned, end;
 
-    if (!end_pending(h->end))
+    if (h->rd == H1_BROKEN || !end_pending(h->end))
         return false;
     ahead = end_ahead(h->end);
     if (ahead.len == 0)
-        return true; /* an end, or an error, waits to be read */
+        return false; /* an end, or an error, waits to be read */
     if (h->rd == H1_CHUNKED)
         return chunk_pending(h, ahead);
     if (h->rd != H1_HEAD && h->rd != H1_DONE)
@@ -1250,16 +1269,17 @@ put_fields(struct h1 *h, const struct head *head, const struct plan *plan)
         put_text(h, "Transfer-Encoding: chunked\r\n");
 }
 
-/* Our own Connection (RFC 9110 section 7.6.1) and what it names. */
+/* Our own Connection (RFC 9110 section 7.6.1) and what it names.  `final`: it
+ * goes with an answer behind which HTTP goes on, unless we `close`. */
 static void
-put_connection(struct h1 *h, const struct head *head, bool close)
+put_connection(struct h1 *h, const struct head *head, bool final, bool close)
 {
     bool request = head->status == 0;
     bool upgrade = head->upgrade.len > 0 &&
                    (request || head->status == 101 || head->status == 426);
     bool te = request && head->te_trailers;
     /* Appendix C.2.2: an HTTP/1.0 client wants to hear that we stay. */
-    bool stay = !request && !close && head->status >= 200 && h->peer == HTTP_10;
+    bool stay = final && !close && h->peer == HTTP_10;
     const char *lead = "Connection: ";
 
     if (close) {
@@ -1335,7 +1355,7 @@ write_request(struct h1 *h, const struct head *head, struct fail *f)
     put_fields(h, head, &plan);
     if (h->credentials.len > 0)
         put_field(h, span_of("Proxy-Authorization"), h->credentials);
-    put_connection(h, head, h->we_last);
+    put_connection(h, head, false, h->we_last);
     put(h, "\r\n", 2);
     message_begin(h, &plan);
     return WHY_NONE;
@@ -1356,7 +1376,7 @@ write_answer(struct h1 *h, const struct head *head, struct fail *f)
         h->we_last = h->http.last || h->peer_last || plan.state == H1_CLOSE;
     put_status_line(h, head);
     put_fields(h, head, &plan);
-    put_connection(h, head, final && h->we_last);
+    put_connection(h, head, final, final && h->we_last);
     put(h, "\r\n", 2);
     message_begin(h, &plan);
     return WHY_NONE;
@@ -1548,12 +1568,15 @@ h1_abort(struct http *http, enum why why)
     shutdown(h->end->fd, SHUT_RD);
 }
 
+/* Content framed by its length or by close is on the socket as it is, but not
+ * under TLS. */
 static struct end *
 h1_raw_in(struct http *http, uint64_t *left)
 {
     struct h1 *h = (struct h1 *)http;
 
-    if ((h->rd != H1_FIXED && h->rd != H1_CLOSE) || end_ahead(h->end).len > 0)
+    if ((h->rd != H1_FIXED && h->rd != H1_CLOSE) || h->end->tls != NULL ||
+        end_ahead(h->end).len > 0)
         return NULL;
     *left = h->rd == H1_FIXED ? h->rd_left : UINT64_MAX;
     return h->end;
@@ -1564,8 +1587,8 @@ h1_raw_out(struct http *http)
 {
     struct h1 *h = (struct h1 *)http;
 
-    if ((h->wr != H1_FIXED && h->wr != H1_CLOSE) || h->out_len > 0 ||
-        atomic_load(&h->aborted))
+    if ((h->wr != H1_FIXED && h->wr != H1_CLOSE) || h->end->tls != NULL ||
+        h->out_len > 0 || atomic_load(&h->aborted))
         return NULL;
     return h->end;
 }

@@ -222,6 +222,8 @@ alpn_of(const unsigned char *name, size_t len)
         return ALPN_HTTP1;
     if (len == 2 && memcmp(name, "h2", 2) == 0)
         return ALPN_H2;
+    if (len == 8 && memcmp(name, "http/1.0", 8) == 0)
+        return ALPN_HTTP10;
     return is_grease(name, len) ? 0 : ALPN_OTHER;
 }
 

@@ -93,34 +93,34 @@ address_bytes(const char *text, unsigned char out[16])
 }
 
 /* The one spelling of a name: A-labels, lower case, no dot at the end, no
- * scope behind an address.  False: no certificate can name that. */
-static bool
+ * scope behind an address.  Returns its length; 0: no certificate can name
+ * that. */
+static size_t
 name_plain(const char *text, char out[HOST_MAX + 1])
 {
     gnutls_datum_t ascii = {NULL, 0};
     const char *scope = strchr(text, ':') != NULL ? strchr(text, '%') : NULL;
     size_t len = scope != NULL ? (size_t)(scope - text) : strlen(text);
-    bool good;
 
     for (size_t i = 0; i < len; i++) /* IDNA would drop some of these */
         if ((unsigned char)text[i] <= ' ' || text[i] == 0x7f)
-            return false;
+            return 0;
     if (len == 0 || len > HOST_MAX ||
         gnutls_idna_map(text, (unsigned)len, &ascii, 0) < 0)
-        return false;
+        return 0;
     len = ascii.size;
     if (len > 0 && ascii.data[len - 1] == '.')
         len--;
-    good = len > 0 && len <= HOST_MAX;
-    for (size_t i = 0; good && i < len; i++) {
+    if (len > HOST_MAX)
+        len = 0;
+    for (size_t i = 0; i < len; i++) {
         char c = (char)ascii.data[i];
 
         out[i] = c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
     }
-    if (good)
-        out[len] = '\0';
+    out[len] = '\0';
     gnutls_free(ascii.data);
-    return good;
+    return len;
 }
 
 static bool
@@ -148,14 +148,16 @@ sans_add(gnutls_subject_alt_names_t sans, const char *text)
     gnutls_datum_t name;
     unsigned type = GNUTLS_SAN_DNSNAME;
 
-    if (!name_plain(text, plain))
+    size_t len = name_plain(text, plain);
+
+    if (len == 0)
         return 0;
     name.data = address;
     name.size = address_bytes(plain, address);
     if (name.size > 0)
         type = GNUTLS_SAN_IPADDRESS;
     else
-        name = (gnutls_datum_t){(void *)plain, (unsigned)strlen(plain)};
+        name = (gnutls_datum_t){(void *)plain, (unsigned)len};
     if (sans_has(sans, type, &name))
         return 0;
     return gnutls_subject_alt_names_set(sans, type, &name, NULL);
@@ -258,9 +260,11 @@ static bool
 key_make(const struct leaves *ls, const char *name, const struct names *names,
          struct key *key)
 {
-    if (!name_plain(name, key->at))
+    size_t len = name_plain(name, key->at);
+
+    if (len == 0)
         return false;
-    key->len = strlen(key->at) + 1;
+    key->len = len + 1;
     if (names != NULL && names->len > 0) {
         assert(names->len <= sizeof names->at &&
                names->at[names->len - 1] == '\0');
@@ -407,6 +411,7 @@ leaf_make(struct leaves *ls, const struct key *key)
     pthread_mutex_unlock(&ls->lock);
     rc = leaf_mint(ls, l);
     pthread_mutex_lock(&ls->lock);
+    assert(l->n_refs > 0); /* ours: it may have left the table, but lives */
     l->rc = rc;
     l->state = rc == 0 ? LEAF_READY : LEAF_FAILED;
     if (rc == 0)
@@ -568,7 +573,7 @@ leaves_new(const struct ca *ca, int days, size_t max, char *err, size_t cap)
     ls->max = max > 0 ? max : 1;
     ls->n_buckets = ls->max;
     ls->n_key_id = ls->n_ca_id = ID_MAX;
-    if ((ls->buckets = calloc(ls->n_buckets, sizeof *ls->buckets)) == NULL ||
+    if ((ls->buckets = calloc(ls->n_buckets, sizeof(struct leaf *))) == NULL ||
         (rc = gnutls_rnd(GNUTLS_RND_NONCE, &ls->seed, sizeof ls->seed)) < 0 ||
         (rc = leaves_make_key(ls)) < 0)
         goto out;
@@ -589,9 +594,10 @@ leaves_free(struct leaves *ls)
 {
     if (ls == NULL)
         return;
-    while (ls->oldest != NULL) {
-        assert(ls->oldest->n_refs == 0);
-        leaf_unlist(ls, ls->oldest);
+    for (struct leaf *l = ls->newest, *older; l != NULL; l = older) {
+        older = l->older;
+        assert(l->n_refs == 0);
+        leaf_free(l);
     }
     free(ls->buckets);
     gnutls_pcert_deinit(&ls->ca_pcert);

@@ -153,7 +153,7 @@ process_has(const char *pid, unsigned long inode)
     return has;
 }
 
-/* "nginx (pid 123)"; false: we cannot see who. */
+/* "another process, nginx (pid 123),"; false: we cannot see who. */
 static bool
 socket_holder(unsigned long inode, char *out, size_t cap)
 {
@@ -176,9 +176,10 @@ socket_holder(unsigned long inode, char *out, size_t cap)
             fclose(f);
         }
         if (strtol(e->d_name, NULL, 10) == getpid())
-            snprintf(out, cap, "weir itself: it is listed twice");
+            snprintf(out, cap, "the same weir (it is listed twice)");
         else
-            snprintf(out, cap, "%s (pid %.12s)", name, e->d_name);
+            snprintf(out, cap, "another process, %s (pid %.12s),", name,
+                     e->d_name);
     }
     closedir(dir);
     return e != NULL;
@@ -195,14 +196,10 @@ explain(const struct listener_conf *conf, int code, char *err, size_t cap)
     char own[33], who[128] = "another process";
     unsigned long inode;
 
-    if (code == EACCES)
-        snprintf(err, cap,
-                 "cannot listen on %s: %s; ports below 1024 need root or "
-                 "CAP_NET_BIND_SERVICE",
-                 conf->text, sys_text(code));
-    else
-        snprintf(err, cap, "cannot listen on %s: %s", conf->text,
-                 sys_text(code));
+    snprintf(err, cap, "cannot listen on %s: %s%s", conf->text, sys_text(code),
+             code == EACCES ? "; ports below 1024 need root or "
+                              "CAP_NET_BIND_SERVICE"
+                            : "");
     if (code != EADDRINUSE)
         return;
     proc_address(&conf->addr, own);
@@ -213,9 +210,9 @@ explain(const struct listener_conf *conf, int code, char *err, size_t cap)
     if (inode != 0)
         socket_holder(inode, who, sizeof who);
     snprintf(err, cap,
-             "cannot listen on %s: %s by %s; stop it, or choose another port "
-             "with --set proxy.listen=ADDRESS:PORT",
-             conf->text, sys_text(code), who);
+             "cannot listen on %s: %s listens there.  Stop it, or choose "
+             "another port with --set proxy.listen=ADDRESS:PORT",
+             conf->text, who);
 }
 
 /* ---- sockets ----------------------------------------------------------------
@@ -492,6 +489,7 @@ conn_begin(struct listeners *ls, int fd, const struct sockaddr_storage *from,
 static void
 accept_pause(struct listeners *ls, int code)
 {
+    bool memory = code == ENOMEM || code == ENOBUFS;
     int64_t now = now_ms();
 
     for (size_t i = 0; i < ls->n; i++)
@@ -499,8 +497,9 @@ accept_pause(struct listeners *ls, int code)
     ls->paused = true;
     if (ls->paused_last == 0 || now - ls->paused_last > SPELL_MS)
         log_say(LEVEL_WARN, 0, "accept",
-                "no new connections for a moment: %s; %zu are open",
-                sys_text(code), listeners_live(ls));
+                "out of %s (%s): new connections wait; %zu are open",
+                memory ? "memory" : "descriptors", sys_text(code),
+                listeners_live(ls));
     ls->paused_last = now;
 }
 

@@ -18,10 +18,13 @@
 
 #include "proxy.h"
 
-/* X25519 first: where GnuTLS has the choice, it is the cheapest for both. */
-#define PRIORITY                                                           \
-    "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2:-GROUP-ALL:+GROUP-X25519:" \
-    "+GROUP-SECP256R1:+GROUP-SECP384R1:+GROUP-SECP521R1:+GROUP-X448"
+/* We choose, not the client: AES-GCM is ten times as fast as ChaCha20 in
+ * GnuTLS where the processor helps, and X25519 half the price of P-384. */
+#define PRIORITY                                                            \
+    "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2:-CIPHER-ALL:+AES-128-GCM:"  \
+    "+AES-256-GCM:+CHACHA20-POLY1305:+AES-128-CBC:+AES-256-CBC:-GROUP-ALL:" \
+    "+GROUP-X25519:+GROUP-SECP256R1:+GROUP-SECP384R1:+GROUP-SECP521R1:"     \
+    "%SERVER_PRECEDENCE"
 
 struct mitm {
     struct ca *ca;

@@ -246,15 +246,16 @@ banner(const struct weir *w, const struct config *conf)
         printf("  trust its CA:         %s/ca.pem\n"
                "                        (for SSL_CERT_FILE and the like: "
                "%s/bundle.pem)\n"
-               "  try:                  curl --proxy http://%s --cacert "
-               "%s%s/ca.pem%s https://example.com/\n",
+               "  try:\n"
+               "    curl --proxy http://%s --cacert %s%s/ca.pem%s "
+               "https://example.com/\n",
                dir, dir, at, q, dir, q);
     } else {
         printf("  its CA:               %s/ca.pem\n"
                "                        (not needed: [intercept] enable = no, "
                "TLS passes untouched)\n"
-               "  try:                  curl --proxy http://%s "
-               "https://example.com/\n",
+               "  try:\n"
+               "    curl --proxy http://%s https://example.com/\n",
                dir, at);
     }
     fflush(stdout);

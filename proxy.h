@@ -321,7 +321,8 @@ struct http_ops {
     /* After WHY_EOF: the trailer section, NULL if none.  Lives until the next
      * read_head. */
     const struct head *(*trailers)(struct http *);
-    /* Would read_head or read_body answer without waiting? */
+    /* Would read_head, or read_body with content or its end, answer without
+     * waiting?  If not, flush what was written, then read. */
     bool (*pending)(struct http *);
     /* Is the content read to its end? (true as well when there is none) */
     bool (*complete)(struct http *);
@@ -365,7 +366,15 @@ struct h1_limits {
     int head_ms;
 };
 
-enum h1_state { H1_HEAD, H1_FIXED, H1_CHUNKED, H1_CLOSE, H1_RAW, H1_DONE };
+enum h1_state {
+    H1_HEAD,    /* of the next message */
+    H1_FIXED,   /* content: as many bytes as Content-Length says */
+    H1_CHUNKED, /* in chunks */
+    H1_CLOSE,   /* until the connection ends */
+    H1_RAW,     /* no HTTP any more */
+    H1_BROKEN,  /* framing was violated: nothing that follows counts */
+    H1_DONE,    /* the message is complete */
+};
 
 struct h1_chunks { /* where in a chunked body we are (RFC 9112 section 7.1) */
     int state;
@@ -419,7 +428,8 @@ struct origin {
     bool tunnel; /* a parent must be asked for a tunnel, TLS or not */
 };
 
-enum alpn { ALPN_HTTP1 = 1, ALPN_H2 = 2, ALPN_OTHER = 4 }; /* a set */
+/* A set; http/1.0 is HTTP, but nothing that a server would choose. */
+enum alpn { ALPN_HTTP1 = 1, ALPN_H2 = 2, ALPN_HTTP10 = 4, ALPN_OTHER = 8 };
 
 struct names { /* what a certificate names: "dns\0dns\0ip\0" */
     size_t len;

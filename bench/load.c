@@ -12,7 +12,8 @@
  *         is in each request, RFC 9112 section 3.2.2).
  * Options -c connections at once; -s ms for new work; -n units at most;
  *         -r units a connection (0: no limit); -T server name: TLS inside,
- *         "%" in it is replaced by a number that counts up from -f; -b bytes
+ *         "%" in it is replaced by a number that counts up from -f; -a that
+ *         name in CONNECT, too, in place of the address; -b bytes
  *         of an answer or a ping; -u bytes of a request's body; -d direction
  *         of bulk: down, up, both or echo.
  *
@@ -61,6 +62,7 @@ static struct {
     uint64_t units, per_conn, first_name;
     uint64_t answer, upload;
     char direction;
+    bool by_name;
     const char *name;
 } opt = {.n_conns = 1,
          .ns = 1000 * MS,
@@ -447,8 +449,10 @@ way_begin(struct conn *c)
 {
     c->wants_out = true; /* so that the first event is told from later ones */
     if (opt.entry == CONNECT) {
-        say(c, "CONNECT 127.0.0.1:%u HTTP/1.1\r\nHost: 127.0.0.1:%u\r\n\r\n",
-            opt.target, opt.target);
+        const char *host = opt.by_name ? name_of(c) : "127.0.0.1";
+
+        say(c, "CONNECT %s:%u HTTP/1.1\r\nHost: %s:%u\r\n\r\n", host,
+            opt.target, host, opt.target);
         c->step = ASKED;
         return true;
     }
@@ -667,7 +671,8 @@ options(int argc, char **argv)
     int o;
 
     opt.kind = (enum kind)choice(kinds, argc > 1 ? argv[1] : "nothing");
-    while ((o = getopt(argc - 1, argv + 1, "p:x:t:c:s:n:r:T:f:b:u:d:")) != -1) {
+    while ((o = getopt(argc - 1, argv + 1, "p:x:t:c:s:n:r:T:f:b:u:d:a")) !=
+           -1) {
         uint64_t n = strtoull(optarg != NULL ? optarg : "0", NULL, 10);
 
         switch (o) {
@@ -703,6 +708,9 @@ options(int argc, char **argv)
             break;
         case 'u':
             opt.upload = n;
+            break;
+        case 'a':
+            opt.by_name = true;
             break;
         case 'd':
             opt.direction = optarg[0];

@@ -130,12 +130,15 @@ wire_accept(struct wire *w, int listener)
 static bool
 start_tls(struct wire *w, unsigned role, gnutls_certificate_credentials_t cred)
 {
+    static const gnutls_datum_t http = {(unsigned char *)"http/1.1", 8};
+
     if (gnutls_init(&w->tls, role | GNUTLS_NONBLOCK) != 0) {
         w->tls = NULL;
         return false;
     }
     gnutls_transport_set_int(w->tls, w->fd);
-    return gnutls_set_default_priority(w->tls) == 0 &&
+    return gnutls_alpn_set_protocols(w->tls, &http, 1, 0) == 0 &&
+           gnutls_set_default_priority(w->tls) == 0 &&
            gnutls_credentials_set(w->tls, GNUTLS_CRD_CERTIFICATE, cred) == 0;
 }
 

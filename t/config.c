@@ -79,7 +79,8 @@ defaults(void)
 {
     struct config *conf = config_read(NULL, NULL, 0, err, sizeof(err));
 
-    if (!ok(conf != NULL, "the defaults are settings")) {
+    ok(conf != NULL, "the defaults are settings");
+    if (conf == NULL) {
         diag("%s", err);
         exit(done_testing());
     }
@@ -205,22 +206,23 @@ test_manual(const char *manual)
 static void
 test_uncommented(const char *ini)
 {
-    char *text = strdup(ini);
+    char text[32768];
     struct config *conf, *preset = defaults();
     int n = 0;
 
-    for (char *c = text; c != NULL && *c != '\0';) {
+    ok((size_t)snprintf(text, sizeof(text), "%s", ini) < sizeof(text),
+       "proxy.ini fits into what this test has for it");
+    for (char *c = text; *c != '\0'; c += *c == '\n') {
         if (*c == ';') {
             *c = ' ';
             n++;
         }
-        c = strchr(c, '\n');
-        if (c != NULL)
-            c++;
+        c += strcspn(c, "\n");
     }
     ok(n > 30, "proxy.ini has %d settings", n);
     conf = read_text(text);
-    if (ok(conf != NULL, "all of them can be given")) {
+    ok(conf != NULL, "all of them can be given");
+    if (conf != NULL) {
         is_int(conf->workers, preset->workers, "the same workers");
         is_int(conf->sniff_ms, preset->sniff_ms, "the same sniff_ms");
         is_str(conf->dir, preset->dir, "the same dir");
@@ -233,7 +235,6 @@ test_uncommented(const char *ini)
     }
     config_give(conf);
     config_give(preset);
-    free(text);
 }
 
 /* ---- values
@@ -299,7 +300,8 @@ test_values(void)
                      "file = x y.log\n"
                      "[proxy]\n"
                      "queue = 3");
-    if (!ok(conf != NULL, "a file with many values is read")) {
+    ok(conf != NULL, "a file with many values is read");
+    if (conf == NULL) {
         diag("%s", err);
         return;
     }
@@ -535,9 +537,10 @@ static void
 test_paths(void)
 {
     const char *home = getenv("HOME");
-    char *kept = strdup(home), dir[PATH_MAX];
+    char kept[PATH_MAX], dir[PATH_MAX + 16];
     struct config *conf;
 
+    snprintf(kept, sizeof(kept), "%s", home);
     says("[upstream]\nupstream_ca = no/such.pem\n",
          "t.ini:2: [upstream] upstream_ca: no/such.pem: No such file or "
          "directory, allowed: a readable file");
@@ -550,7 +553,8 @@ test_paths(void)
     config_give(conf);
 
     conf = read_text("[intercept]\ndir = ~\n[log]\nfile = ~x/y\n");
-    if (ok(conf != NULL, "a path that is home alone, and one of no home")) {
+    ok(conf != NULL, "a path that is home alone, and one of no home");
+    if (conf != NULL) {
         is_str(conf->dir, home, "home");
         is_str(conf->log_file, "~x/y", "no home");
     }
@@ -572,7 +576,6 @@ test_paths(void)
     snprintf(dir, sizeof(dir), "%s/.weir", kept);
     ok(conf != NULL && strcmp(conf->dir, dir) == 0, "and is back");
     config_give(conf);
-    free(kept);
 }
 
 static void
@@ -769,11 +772,11 @@ test_sets(void)
 
     write_ini("[proxy]\nworkers = 2\nqueue = 5\nlisten = 192.0.2.9:1\n"
               "[resolve]\na.test = 127.0.0.1\nb.test = 127.0.0.2\n"
-              "[intercept]\nonly = a.test\nexcept = b.test\ndir = x\n",
-              154);
+              "[intercept]\nonly = a.test\nexcept = b.test\ndir = x\n");
     conf = config_read("t.ini", sets, sizeof(sets) / sizeof(sets[0]), err,
                        sizeof(err));
-    if (!ok(conf != NULL, "a file and a command line")) {
+    ok(conf != NULL, "a file and a command line");
+    if (conf == NULL) {
         diag("%s", err);
         return;
     }
@@ -810,7 +813,7 @@ test_set_mistakes(void)
              "resolve, log");
     set_says("proxy.worker=1", "--set proxy.worker=1: [proxy] worker: unknown "
                                "key, did you mean workers?");
-    write_file("t.ini", "[proxy]\nworkers = 0\n");
+    write_ini("[proxy]\nworkers = 0\n");
     config_give(read_set("t.ini", "proxy.workers=5"));
     is_str(err,
            "t.ini:2: [proxy] workers: 0 is out of range, allowed: 1 to 100000",

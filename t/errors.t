@@ -29,7 +29,7 @@ my $url    = "http://127.0.0.1:$closed/";
     like $got->{body}, qr/refused/i, 'and the reason';
     $got = $w->client->ask('GET', $url, ['Accept: text/html,*/*;q=0.8']);
     like field($got, 'content-type'), qr{^text/html}, 'HTML for a browser';
-    like $got->{body}, qr/<html.*refused/is, 'that says the same';
+    like $got->{body}, qr/<!doctype html>.*refused/is, 'that says the same';
     like $got->{body}, qr/127\.0\.0\.1:$closed/, 'of the same target';
     $got = $w->client->ask('GET', $url, ['Accept: text/plain']);
     like field($got, 'content-type'), qr{^text/plain}, 'plain if asked for';

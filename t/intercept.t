@@ -191,15 +191,16 @@ SKIP: {
                 my $c = inside($w, 'many.good.test:443', 'many.good.test');
                 spew("$dir/$n", CERT_asHash($c->{sock}->peer_certificate)
                         ->{serial});
-            };
+                1;
+            } or spew("$dir/$n", $@);
             POSIX::_exit(0);
         }
         push @pids, $pid;
     }
     waitpid $_, 0 for @pids;
     my %serials = map { slurp("$dir/$_") => 1 } 1 .. 16;
-    is scalar(keys %serials), 1, '16 clients at once see one certificate';
-    ok !$serials{''}, 'all of them';
+    is scalar(keys %serials), 1, '16 clients at once see one certificate'
+        or diag explain \%serials;
 }
 { # session tickets
     my $ticket = scratch('ticket');
@@ -259,7 +260,7 @@ SKIP: {
     $c->put("\0\1\2\3 something else");
     is $s->get(19), "\0\1\2\3 something else",
         'what is neither TLS nor HTTP is opaque';
-    for my $part ("\x16", "\x16\x03", 'GE') { # could still become either
+    for my $part ("\x16", 'GE') { # could still become either
         $c = $w->client;
         $c->put("CONNECT ${\ $l->addr} HTTP/1.1\r\nHost: x\r\n\r\n$part");
         $s = $l->accept;
@@ -386,7 +387,10 @@ for my $case (
     my $r = curl($w, '--cacert', $w->ca, '-i',
         'https://127.0.0.1:' . closed_port() . '/');
     is $r->{connect}, 502, 'an origin that is not there: 502 to CONNECT';
-    my $dumb = origin(sub ($c) { $c->put("this is not TLS\r\n"); $c->get_some });
+    my $dumb = origin(sub ($c) {
+        $c->get_some;
+        $c->put("this is not TLS\r\n");
+    });
     $r = curl($w, '--cacert', $w->ca, '-i', 'https://' . $dumb->addr . '/');
     is $r->{code}, 502, 'an origin that speaks no TLS: 502 inside'
         or diag explain $r;
@@ -443,8 +447,8 @@ for my $case (
     my $c = inside($v, 'good.test:443', 'good.test');
     $c->ask('GET', '/', ['Host: good.test']);
     $c->close;
-    my %randoms;
-    $randoms{$1}++ while slurp($file) =~ /^\w+ ([0-9a-f]{64}) [0-9a-f]+$/mg;
+    my %randoms = map { $_ => 1 }
+        slurp($file) =~ /^\w+ ([0-9a-f]{64}) [0-9a-f]+$/mg;
     is scalar(keys %randoms), 2, 'SSLKEYLOGFILE has the secrets of both legs';
     is sprintf('%o', (stat $file)[2] & 0777), '600', 'for us alone';
     $v->stop;

@@ -19,8 +19,7 @@
 
 enum { DAY = 24 * 60 * 60, DAYS = 45 };
 
-#define NAMES(text) \
-    &(const struct names) { .len = sizeof(text), .at = text }
+#define NAMES(text) names_make((text), sizeof(text))
 
 static struct ca *ca;
 static char err[512];
@@ -42,6 +41,17 @@ time(time_t *out)
 
 /* ---- helpers
  * ----------------------------------------------------------------- */
+
+/* Valid until the next one. */
+static const struct names *
+names_make(const char *at, size_t len)
+{
+    static struct names names;
+
+    names.len = len;
+    memcpy(names.at, at, len);
+    return &names;
+}
 
 static struct leaf *
 take(struct leaves *ls, const char *name, const struct names *names)

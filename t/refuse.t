@@ -95,7 +95,7 @@ refused("target \"$_\"", "GET $_ HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", 400)
     for 'http://', 'http:///', 'http:/ORIGIN/', 'http:ORIGIN', 'foo',
     'http://ORIGIN:x/', 'http://127.0.0.1:99999/', 'http://127.0.0.1:-1/',
     'http://[::1/', 'http://::1/', 'http://a b/', 'http://:80/', '*',
-    'http://[nonsense]/', 'http://a%zz/', '//ORIGIN/x';
+    'http://[nonsense]/', 'http://a%zz/';
 refused('control in the target',
     "GET http://ORIGIN/\x01 HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", 400);
 refused('a scheme that is not HTTP',
@@ -172,7 +172,7 @@ for my $case (
     my $got = $c->get_answer;
     ok $got->{status} == 400 || $got->{status} == 431,
         "chunks, $name: refused" or diag $got->{head}, $got->{body};
-    is $c->get_eof, '', "chunks, $name: one answer";
+    is eval { $c->get_eof } // $@, '', "chunks, $name: one answer";
     isnt $c->how, 'open', "chunks, $name: and the end";
     if ($l->waiting) {
         my $seen = $l->accept->get_request;

@@ -23,14 +23,15 @@ sub serve($c)
     is $w->client->ask('GET', "http://localhost:${\ $four->port}/")->{body},
         'ok', 'localhost, an origin on IPv4 alone';
     SKIP: {
-        skip 'this machine has no IPv6', 3 if !$six;
+        skip 'this machine has no IPv6', 2 if !$six;
         my $o6 = origin(\&serve, host => '::1');
         is $w->client->ask('GET', "http://[::1]:${\ $o6->port}/")->{body},
             'ok', 'an IPv6 literal';
-        my $name = run([qw(getent ahostsv6 localhost)])->{out} =~ /^::1 /m
-            ? 'localhost' : 'ip6-localhost';
-        is $w->client->ask('GET', "http://$name:${\ $o6->port}/")->{body},
-            'ok', "$name, an origin on IPv6 alone";
+        for my $name (qw(localhost ip6-localhost)) { # whichever is known here
+            next if run([ qw(getent ahostsv6), $name ])->{out} !~ /^::1 /m;
+            is $w->client->ask('GET', "http://$name:${\ $o6->port}/")->{body},
+                'ok', "$name, an origin on IPv6 alone";
+        }
         my ($seen) = do {
             my $c = $w->client;
             $c->put("GET http://[::1]:${\ $six->port}/ HTTP/1.1\r\n"

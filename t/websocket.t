@@ -61,7 +61,7 @@ sub upgrade($via)
 { # frames glued to the heads, on both sides
     my ($c, $s) = upgrade($w);
     $s->put("${switch}\x81\x05first");
-    is $c->get_answer->{status}, 101, '101';
+    is $c->get_answer->{status}, 101, 'the origin switches';
     is $c->get(7), "\x81\x05first", 'with a frame glued to it';
     my $l = listener();
     $c = $w->client;

@@ -9,7 +9,7 @@ use v5.36;
 use Exporter 'import';
 use Proc;
 
-our @EXPORT = qw(peer peer_missing peer_end peer_lost setup_origin weir_new
+our @EXPORT = qw(peer peer_missing peer_end setup_origin weir_new
     origin_port ca_file);
 
 my (%running, %missing, %origin);
@@ -79,7 +79,8 @@ sub weir_new($name, @sets)
     mkdir $home;
     my $pid = proc_start($name, $weir, '-q', '-c', $ini,
         map { ('--set', $_) } "proxy.listen=127.0.0.1:$port",
-        "intercept.dir=$home", 'upstream.upstream_ca=' . ca_file(), @sets);
+        "intercept.dir=$home", 'upstream.upstream_ca=' . ca_file(),
+        'resolve.known.test=127.0.0.1', @sets);
     return { pid => $pid, port => $port, name => $name };
 }
 
@@ -103,6 +104,7 @@ acl at_hello at_step SslBump1
 ssl_bump stare at_hello
 ssl_bump bump all
 tls_outgoing_options cafile=${\ca_file()}
+hosts_file ${\scratch('hosts')}
 http_access allow all
 cache deny all
 access_log none
@@ -116,6 +118,7 @@ client_idle_pconn_timeout 1 hour
 coredump_dir none
 END
     chmod 0666, spew('squid.log', '');
+    spew('hosts', "127.0.0.1 known.test\n");
     return { pid => proc_start('squid', $program, '-N', '-f', $file),
         port => $port, tls => $tls };
 }
@@ -306,13 +309,6 @@ sub peer($name)
         return $running{$name} = $p;
     }
     return;
-}
-
-# It died, or answered nothing: no further figures from it.
-sub peer_lost($name, $why)
-{
-    peer_end($name);
-    $missing{$name} = $why;
 }
 
 sub peer_end($name)

@@ -18,7 +18,7 @@ sub field_name($field)
 
 sub number($value)
 {
-    return '-' if !defined $value;
+    return '-' if !$value; # not measured, or there is no proxy
     return sprintf $value >= 100 ? '%.0f' : $value >= 10 ? '%.1f' : '%.3f',
         $value;
 }

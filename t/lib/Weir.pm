@@ -194,7 +194,7 @@ sub start($class, %o)
     push @argv, '-c', spew("$home/test.ini", $o{conf}) if defined $o{conf};
     push @argv, '--set', 'proxy.listen=' . ($o{listen} // '127.0.0.1:0')
         if ($o{listen} // '') ne 'conf';
-    push @argv, map { ('--set', $_) } ($o{set} // [])->@*;
+    push @argv, map { ('--set', $_) } 'proxy.grace_s=5', ($o{set} // [])->@*;
     push @argv, ($o{args} // [])->@*;
     my $p = start_process(\@argv, cd => $home,
         env => { HOME => $home, ($o{env} // {})->%* });
@@ -314,6 +314,18 @@ sub never_seen($w, $request)
     return $got;
 }
 
+# The first of some wires and listeners that has something to read.
+sub first_of(@these)
+{
+    my $set = '';
+    for my $one (@these) {
+        return $one if ($one->{ahead} // '') ne '';
+        vec($set, fileno $one->{sock}, 1) = 1;
+    }
+    select($set, undef, undef, LIMIT) > 0 or die "nothing came anywhere\n";
+    return (grep { vec($set, fileno $_->{sock}, 1) } @these)[0];
+}
+
 # ---- origins ------------------------------------------------------------------
 
 # A listening socket in the test itself.
@@ -368,12 +380,15 @@ sub origin($serve, %o)
 }
 
 # A copy of a wire in here would keep it open after the test has closed it.
+# Their numbers stay taken: Perl counts the users of a number, and would not
+# close one that it believes to have two.
 sub close_others(@keep)
 {
     my %keep = map { $_ => 1 } 0 .. 2, @keep;
     opendir my $d, '/proc/self/fd' or die "/proc/self/fd: $!";
     my @open = grep { /^\d+$/ && !$keep{$_} } readdir $d;
-    POSIX::close($_) for @open;
+    open my $null, '<', '/dev/null' or die "/dev/null: $!";
+    POSIX::dup2(fileno $null, $_) for grep { $_ != fileno $d } @open;
 }
 
 # Until the test is gone: then $watch has its end of file.
