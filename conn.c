@@ -881,7 +881,7 @@ conn_refuse(struct conn *c, enum why why, const char *op)
     fail_own(&c->fail, SIDE_WEIR, why, op);
     answer_now(c, "HTTP/1.1 503 Service Unavailable\r\n"
                   "Proxy-Status: weir; error=connection_limit_reached\r\n"
-                  "Content-Type: text/plain\r\nContent-Length: 45\r\n"
+                  "Content-Type: text/plain\r\nContent-Length: 46\r\n"
                   "Retry-After: 1\r\nConnection: close\r\n\r\n"
                   "weir: too much is under way here.  Try again.\n");
     log_close(c);

@@ -640,14 +640,15 @@ test_unknown(void)
                             "format, file");
     says("[intercepts]\nenable = no\n",
          "t.ini:2: [intercepts] enable: unknown section, did you mean "
-         "[intercept]? allowed: proxy, upstream, tunnel, intercept, resolve, "
-         "log");
+         "[intercept]? allowed: proxy, access, upstream, tunnel, "
+         "intercept, parent NAME, resolve, log");
     says("[h9]\n\nstreams = 1\n",
-         "t.ini:3: [h9] streams: unknown section, allowed: proxy, upstream, "
-         "tunnel, intercept, resolve, log");
+         "t.ini:3: [h9] streams: unknown section, allowed: proxy, access, "
+         "upstream, tunnel, intercept, parent NAME, resolve, log");
     says("workers = 1\n[proxy]\n", "t.ini:1: [] workers: before any section, "
-                                   "allowed: proxy, upstream, tunnel, "
-                                   "intercept, resolve, log");
+                                   "allowed: proxy, access, upstream, "
+                                   "tunnel, intercept, parent NAME, resolve, "
+                                   "log");
 }
 
 static void
@@ -809,8 +810,8 @@ test_set_mistakes(void)
     set_says("", "--set : not understood, allowed: section.key=value");
     set_says("proxi.workers=1",
              "--set proxi.workers=1: [proxi] workers: unknown section, did you "
-             "mean [proxy]? allowed: proxy, upstream, tunnel, intercept, "
-             "resolve, log");
+             "mean [proxy]? allowed: proxy, access, upstream, tunnel, "
+             "intercept, parent NAME, resolve, log");
     set_says("proxy.worker=1", "--set proxy.worker=1: [proxy] worker: unknown "
                                "key, did you mean workers?");
     write_ini("[proxy]\nworkers = 0\n");
