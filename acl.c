@@ -176,31 +176,39 @@ access_denied(const struct client *c, const char *target, uint16_t port,
 }
 
 /*
- * access_target - may this target be reached, as far as its name tells?
+ * access_rule - what keeps us from a target, as far as its name tells.
  *
  * host  as in struct origin
- * what  what its addresses will have to be asked; written only on WHY_NONE
+ * what  what its addresses will have to be asked; written only on NULL
  *
- * Returns WHY_NONE or WHY_POLICY, logged.
+ * Returns NULL: nothing does; else the rule, for as long as conf lives.
  */
+const char *
+access_rule(const struct config *conf, const char *host, uint16_t port,
+            enum access *what)
+{
+    const char *rule = match_find(conf->target_deny, host, port);
+
+    if (rule != NULL)
+        return rule;
+    if (!match_empty(conf->target_allow))
+        *what = match_find(conf->target_allow, host, port) != NULL
+                    ? ACCESS_BY_NAME
+                    : ACCESS_BY_ADDRESS;
+    else
+        *what = match_empty(conf->target_deny) ? ACCESS_GRANTED
+                                               : ACCESS_BY_NAME;
+    return NULL;
+}
+
+/* The same, with WHY_POLICY noted and logged. */
 enum why
 access_target(const struct client *c, const char *host, uint16_t port,
               enum access *what, struct fail *f)
 {
-    const struct config *conf = c->conf;
-    const char *rule = match_find(conf->target_deny, host, port);
+    const char *rule = access_rule(c->conf, host, port, what);
 
-    if (rule != NULL)
-        return access_denied(c, host, port, rule, f);
-    if (match_empty(conf->target_allow)) {
-        *what = match_empty(conf->target_deny) ? ACCESS_GRANTED
-                                               : ACCESS_BY_NAME;
-        return WHY_NONE;
-    }
-    *what = match_find(conf->target_allow, host, port) != NULL
-                ? ACCESS_BY_NAME
-                : ACCESS_BY_ADDRESS;
-    return WHY_NONE;
+    return rule == NULL ? WHY_NONE : access_denied(c, host, port, rule, f);
 }
 
 /*

@@ -171,6 +171,8 @@ static const struct row rows[] = {
 
     INT("tunnel", stream_idle_s, 600, 1, WEEK_S,
         "longest quiet in a WebSocket or event stream, in seconds"),
+    INT("tunnel", udp_associations, 64, 0, 100000,
+        "SOCKS 5 clients that may send UDP at the same time"),
     INT("tunnel", half_closed_s, 30, 1, WEEK_S,
         "longest quiet once one side has finished, in seconds"),
 

@@ -516,12 +516,38 @@ socks_request(struct conn *c)
         memcpy(c->target.host, c->socks.host, sizeof c->target.host);
         c->client.own_name = strcmp(c->target.host, WEIR_HOST) == 0;
         return ST_DIAL;
+    case SOCKS_UDP:
+        if (c->socks.version == 5)
+            return ST_UDP;
+        /* fallthrough */
     default: /* BIND waits for a server that connects back: FTP's old way */
         fail_own(&f, SIDE_CLIENT, WHY_UNKNOWN, "SOCKS command");
         return socks_refuse(c, SOCKS_NO_COMMAND, &f);
     }
     fail_own(&f, SIDE_CLIENT, WHY_PROTO, "port 0");
     return socks_refuse(c, SOCKS_FAILED, &f);
+}
+
+/* Datagrams, for as long as the connection stands. */
+static enum conn_state
+conn_udp(struct conn *c)
+{
+    struct fail f = {0};
+    struct udp_result r;
+    struct line l;
+
+    (void)udp_relay(&c->client, &c->end, &c->socks, &r, &f);
+    c->fail = f;
+    if (!log_on(LEVEL_INFO))
+        return ST_CLOSE;
+    log_begin(&l, LEVEL_INFO, "udp", c->client.id);
+    log_str(&l, "client", c->client.addr);
+    log_int(&l, "up", (int64_t)r.up);
+    log_int(&l, "down", (int64_t)r.down);
+    log_ms(&l, "ms", now_us() - c->began_us);
+    log_fail(&l, &f);
+    log_send(&l);
+    return ST_CLOSE;
 }
 
 /* One SOCKS conversation, up to its request. */
@@ -788,6 +814,7 @@ static const struct step {
     [ST_TUNNEL] = {"tunnel", conn_tunnel},          /* opaque, to the end */
     [ST_LINGER] = {"linger", conn_linger},          /* for more, or park */
     [ST_SOCKS] = {"socks", conn_socks},             /* up to its request */
+    [ST_UDP] = {"udp", conn_udp},                   /* datagrams, to the end */
     [ST_CLOSE] = {"close", conn_close},             /* the only way to DONE */
 };
 

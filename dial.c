@@ -139,7 +139,7 @@ address_is_ours(const struct client *c, const struct address *a)
 }
 
 /* What to look up instead: the [resolve] line for this name, if there is. */
-static void
+void
 dial_override(const struct config *conf, const char **host, uint16_t *port)
 {
     for (size_t i = 0; i < conf->n_resolve; i++) {

@@ -205,6 +205,7 @@ struct config {
 
     /* [tunnel] */
     int stream_idle_s, half_closed_s;
+    int udp_associations;
 
     /* [intercept] */
     bool intercept;
@@ -491,6 +492,7 @@ struct weir { /* what all connections share; one, made by proxy.c */
     uint16_t ports[16];    /* that we listen on */
     size_t n_ports;
     atomic_ullong n_conns; /* the last connection id */
+    atomic_int n_udp;      /* UDP associations */
     atomic_bool draining;  /* finish what is in flight, start nothing */
     atomic_bool stopping;  /* grace is over: end everything now */
 };
@@ -589,6 +591,7 @@ enum conn_state {
     ST_TUNNEL,
     ST_LINGER,
     ST_SOCKS,
+    ST_UDP,
     ST_CLOSE,
     ST_PARKED, /* the accept thread has it; conn_run() goes on when it wakes */
     ST_DONE,
@@ -816,6 +819,8 @@ enum access { /* what is known of a target */
     ACCESS_BY_NAME,    /* its name may be reached, its addresses not if denied */
     ACCESS_BY_ADDRESS, /* only the addresses that are allowed */
 };
+const char *access_rule(const struct config *, const char *host, uint16_t port,
+                        enum access *); /* NULL: it may be reached */
 enum why access_target(const struct client *, const char *host, uint16_t port,
                        enum access *, struct fail *);
 bool access_address(const struct client *, const struct sockaddr *, enum access,
@@ -835,8 +840,20 @@ enum why socks_listen(struct socks *, struct end *, const struct client *,
 enum why socks_answer(const struct socks *, struct end *, enum socks_code,
                       const struct sockaddr *bound, struct fail *);
 enum socks_code socks_code(const struct fail *);
+enum why socks_parse_datagram(const char *raw, size_t len,
+                              char host[HOST_MAX + 1], uint16_t *port,
+                              size_t *used);
+size_t socks_put_datagram(char out[22], const struct sockaddr *from);
 enum why socks_ask(struct end *, const struct origin *, const struct parent *,
                    bool *spoke, struct fail *); /* as a client */
+
+/* ---- udp.c: the UDP associations of SOCKS 5 ---------------------------------- */
+
+struct udp_result { /* bytes */
+    uint64_t up, down;
+};
+enum why udp_relay(const struct client *, struct end *control,
+                   const struct socks *, struct udp_result *, struct fail *);
 
 /* ---- ca.c: our certificate authority, on disk ------------------------------ */
 
@@ -907,6 +924,7 @@ extern struct resolver dns_resolver; /* set before the first lookup */
 enum why dial(const struct client *, const char *host, uint16_t port,
               enum access, int *fd, char addr[ADDR_MAX], struct clock_marks *,
               struct fail *);
+void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 
 /* ---- breaker.c: origins that cannot be connected to ------------------------- */

@@ -245,6 +245,50 @@ socks_parse(const struct socks *s, const char *raw, size_t len, size_t *used,
     return parse_request(raw, len, used, said, next);
 }
 
+/*
+ * socks_parse_datagram - the head of a UDP datagram: RFC 1928 section 7.
+ *
+ * used  bytes of the head; what follows is content
+ *
+ * Returns WHY_NONE; WHY_UNKNOWN: a fragment; WHY_PROTO: malformed or cut short.
+ * Pure.
+ */
+enum why
+socks_parse_datagram(const char *raw, size_t len, char host[HOST_MAX + 1],
+                     uint16_t *port, size_t *used)
+{
+    struct socks_said said;
+
+    if (len < 4 || raw[0] != 0 || raw[1] != 0)
+        return WHY_PROTO;
+    if (raw[2] != 0)
+        return WHY_UNKNOWN;
+    if (parse_address(raw + 3, len - 3, used, &said, host, port) != WHY_NONE)
+        return WHY_PROTO;
+    *used += 3;
+    return WHY_NONE;
+}
+
+/* The head of a datagram that came from there.  Returns its length. */
+size_t
+socks_put_datagram(char out[22], const struct sockaddr *from)
+{
+    const struct sockaddr_in6 *in6 = (const void *)from;
+    const struct sockaddr_in *in = (const void *)from;
+    size_t n = from->sa_family == AF_INET6 ? 16 : 4;
+
+    memset(out, 0, 4);
+    out[3] = n == 16 ? TYPE_V6 : TYPE_V4;
+    if (n == 16) {
+        memcpy(out + 4, &in6->sin6_addr, n);
+        memcpy(out + 4 + n, &in6->sin6_port, 2);
+    } else {
+        memcpy(out + 4, &in->sin_addr, n);
+        memcpy(out + 4 + n, &in->sin_port, 2);
+    }
+    return 4 + n + 2;
+}
+
 /* ---- answers ------------------------------------------------------------------ */
 
 static enum why
