@@ -8,9 +8,11 @@ use v5.36;
 use Exporter 'import';
 use File::Temp ();
 use IO::Socket::IP;
+use Socket qw(PF_INET SOCK_STREAM INADDR_LOOPBACK pack_sockaddr_in
+    unpack_sockaddr_in);
 use Weir;
 
-our @EXPORT = qw(squid tinyproxy danted nghttpx told scripted);
+our @EXPORT = qw(squid tinyproxy danted nghttpx told scripted black_hole);
 
 # Wait until somebody listens there.
 sub up($name, $p)
@@ -92,6 +94,21 @@ sub nghttpx($back, %o)
         "--accesslog-file=$dir/log", "--errorlog-file=$dir/errors",
         '--conf=/dev/null', $pem->{key}, $pem->{cert}], cd => $dir);
     return up('nghttpx', { %$p, port => $port, log => "$dir/log" });
+}
+
+# A port of this machine that neither accepts nor refuses: its queue is full,
+# and the kernel drops what else comes.  The sockets have to be kept.
+sub black_hole()
+{
+    socket my $l, PF_INET, SOCK_STREAM, 0 or die "socket: $!";
+    bind $l, pack_sockaddr_in(0, INADDR_LOOPBACK) or die "bind: $!";
+    listen $l, 0 or die "listen: $!";
+    my ($port) = unpack_sockaddr_in(getsockname $l);
+    my @full = map {
+        IO::Socket::IP->new(PeerHost => '127.0.0.1', PeerPort => $port,
+            Timeout => 0.2)
+    } 1 .. 3;
+    return ($port, $l, @full);
 }
 
 # What a proxy's log has by now, once it has $re.
