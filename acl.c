@@ -2,10 +2,10 @@
  * acl.c - who may use weir, and where to.
  *
  * Clients are judged by their address, targets by the name that the client gave
- * and again by the addresses it resolves to: a public name may lead to a private
- * net.  `deny` goes before `allow`, and that before the default: clients of this
- * machine (or users who log in), and every target.  What is denied is told in
- * one log line, with the rule.
+ * and again by the addresses it resolves to: a public name may lead to a
+ * private net.  `deny` goes before `allow`, and that before the default:
+ * clients of this machine (or users who log in), and every target.  What is
+ * denied is told in one log line, with the rule.
  *
  * Follows  RFC 9110 section 11.7 (Proxy-Authorization), RFC 7617 (Basic).
  * Owns     nothing; the lists are the configuration's.
@@ -18,7 +18,8 @@
 
 #include "proxy.h"
 
-/* ---- users ---------------------------------------------------------------- */
+/* ---- users ----------------------------------------------------------------
+ */
 
 /* 0 if both are the same.  The time it takes depends on the length of what was
  * sent alone, so it tells nothing of what would have been right. */
@@ -67,9 +68,9 @@ basic_login(const struct config *conf, struct span value)
     if (colon != NULL) {
         const char *at = (const char *)text.data;
 
-        good = access_login(conf, (struct span){at, (size_t)(colon - at)},
-                            (struct span){colon + 1, text.size - 1 -
-                                                         (size_t)(colon - at)});
+        good = access_login(
+            conf, (struct span){at, (size_t)(colon - at)},
+            (struct span){colon + 1, text.size - 1 - (size_t)(colon - at)});
     }
     gnutls_memset(text.data, 0, text.size);
     gnutls_free(text.data);
@@ -104,7 +105,8 @@ access_request(const struct client *c, const struct head *req, bool ourselves,
     return WHY_NONE;
 }
 
-/* ---- clients ---------------------------------------------------------------- */
+/* ---- clients ----------------------------------------------------------------
+ */
 
 static bool
 is_loopback(const struct sockaddr *sa)
@@ -143,7 +145,8 @@ access_client(const struct config *conf, const struct sockaddr *sa)
     return "not in allow";
 }
 
-/* ---- targets ------------------------------------------------------------------ */
+/* ---- targets
+ * ------------------------------------------------------------------ */
 
 /*
  * access_denied - say that something is not allowed, in one log line.
@@ -196,8 +199,8 @@ access_rule(const struct config *conf, const char *host, uint16_t port,
                     ? ACCESS_BY_NAME
                     : ACCESS_BY_ADDRESS;
     else
-        *what = match_empty(conf->target_deny) ? ACCESS_GRANTED
-                                               : ACCESS_BY_NAME;
+        *what =
+            match_empty(conf->target_deny) ? ACCESS_GRANTED : ACCESS_BY_NAME;
     return NULL;
 }
 

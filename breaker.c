@@ -1,11 +1,11 @@
 /*
  * breaker.c - origins that cannot be connected to are not tried all the time.
  *
- * After N_FAILED failed dials in a row an origin is refused at once, for a pause
- * that doubles with each failed trial.  When the pause is over one dial is let
- * through as a trial while others are still refused; if it connects all is well
- * again.  Only failures to connect count: a name that does not resolve has a
- * memory of its own in dns.c, and an origin that answers badly is there.
+ * After N_FAILED failed dials in a row an origin is refused at once, for a
+ * pause that doubles with each failed trial.  When the pause is over one dial
+ * is let through as a trial while others are still refused; if it connects all
+ * is well again.  Only failures to connect count: a name that does not resolve
+ * has a memory of its own in dns.c, and an origin that answers badly is there.
  *
  * Owns     a table of at most N_ENTRIES origins with failures behind them; the
  *          one that failed longest ago makes room.
@@ -20,21 +20,21 @@
 #include "proxy.h"
 
 enum {
-    N_FAILED = 5,        /* in a row: the breaker opens */
-    N_ENTRIES = 512,     /* origins remembered */
-    N_BUCKETS = 256,     /* a power of two */
-    PAUSE_MS = 1000,     /* the first pause */
+    N_FAILED = 5,    /* in a row: the breaker opens */
+    N_ENTRIES = 512, /* origins remembered */
+    N_BUCKETS = 256, /* a power of two */
+    PAUSE_MS = 1000, /* the first pause */
     PAUSE_MAX_MS = 30000,
 };
 
 struct entry {
     char host[HOST_MAX + 1]; /* "": not in use */
     uint16_t port;
-    int n_failed;    /* in a row */
-    int64_t pause;   /* ms, the last one */
-    int64_t until;   /* ms: refused so long; 0: not at all */
-    bool trial;      /* somebody is trying */
-    int64_t at;      /* ms: its last failure */
+    int n_failed;  /* in a row */
+    int64_t pause; /* ms, the last one */
+    int64_t until; /* ms: refused so long; 0: not at all */
+    bool trial;    /* somebody is trying */
+    int64_t at;    /* ms: its last failure */
     struct entry *next;
 };
 
@@ -122,10 +122,10 @@ breaker_ask(struct breaker *b, const char *host, uint16_t port, bool *trial,
     e = entry_find(b, host, port);
     if (e != NULL && e->until != 0) {
         if (now < e->until || e->trial)
-            why = fail_say(f, SIDE_ORIGIN, WHY_BROKEN, "connect",
-                           "%d connects in a row failed, tried again in %lld ms",
-                           e->n_failed,
-                           (long long)(e->until > now ? e->until - now : 0));
+            why = fail_say(
+                f, SIDE_ORIGIN, WHY_BROKEN, "connect",
+                "%d connects in a row failed, tried again in %lld ms",
+                e->n_failed, (long long)(e->until > now ? e->until - now : 0));
         else
             *trial = e->trial = true;
     }

@@ -35,8 +35,8 @@
 #include "proxy.h"
 
 enum {
-    WRONG_MAX = 512, /* "what is wrong, what is allowed" */
-    KEY_MAX = 64,    /* a section or key that we would suggest */
+    WRONG_MAX = 512,  /* "what is wrong, what is allowed" */
+    KEY_MAX = 64,     /* a section or key that we would suggest */
     SECTION_MAX = 48, /* inih has 50 bytes for a section, with its NUL */
     LISTEN_MAX = sizeof(((struct weir *)NULL)->ports) / sizeof(uint16_t),
     WEEK_S = 7 * 24 * 3600, /* in ms it still is an int */
@@ -45,21 +45,21 @@ enum {
 /* ---- what can be set ---------------------------------------------------- */
 
 enum kind {
-    KIND_INT,     /* int: a whole number from min to max */
-    KIND_BOOL,    /* bool */
-    KIND_WORD,    /* enum or bool: the index of one of the words */
-    KIND_TOKEN,   /* char[]: RFC 9110 section 5.6.2, or empty */
-    KIND_PATH,    /* char *: NULL if empty */
-    KIND_FILE,    /* the same, and it can be read */
-    KIND_LISTEN,  /* list of struct listener_conf */
-    KIND_USERS,   /* list of struct user_conf; secret */
-    KIND_NAMES,   /* list of char *: names and addresses, no ports */
-    KIND_MATCH,   /* struct match * */
-    KIND_RESOLVE, /* list of struct resolve_conf; the key is any name */
+    KIND_INT,      /* int: a whole number from min to max */
+    KIND_BOOL,     /* bool */
+    KIND_WORD,     /* enum or bool: the index of one of the words */
+    KIND_TOKEN,    /* char[]: RFC 9110 section 5.6.2, or empty */
+    KIND_PATH,     /* char *: NULL if empty */
+    KIND_FILE,     /* the same, and it can be read */
+    KIND_LISTEN,   /* list of struct listener_conf */
+    KIND_USERS,    /* list of struct user_conf; secret */
+    KIND_NAMES,    /* list of char *: names and addresses, no ports */
+    KIND_MATCH,    /* struct match * */
+    KIND_RESOLVE,  /* list of struct resolve_conf; the key is any name */
     KIND_NO_PROXY, /* struct match *, read as curl does */
-    KIND_WAYS,    /* struct ways; secret */
-    KIND_URL,     /* [parent NAME] url: struct ways of a rule; secret */
-    KIND_HOSTS,   /* [parent NAME] hosts: struct match * of a rule */
+    KIND_WAYS,     /* struct ways; secret */
+    KIND_URL,      /* [parent NAME] url: struct ways of a rule; secret */
+    KIND_HOSTS,    /* [parent NAME] hosts: struct match * of a rule */
 };
 
 struct row {
@@ -612,11 +612,13 @@ users_add(struct given *g, const char *item)
     struct user_conf *to;
 
     if (colon == NULL || colon == item || colon[1] == '\0')
-        return bad(g, "an item is no user, allowed: name:password, at most "
-                      "%d bytes together, no comma and no blank",
+        return bad(g,
+                   "an item is no user, allowed: name:password, at most "
+                   "%d bytes together, no comma and no blank",
                    HOST_MAX);
     for (size_t i = 0; i < g->conf->n_users; i++)
-        if (strncmp(g->conf->users[i].name, item, (size_t)(colon - item)) == 0 &&
+        if (strncmp(g->conf->users[i].name, item, (size_t)(colon - item)) ==
+                0 &&
             g->conf->users[i].name[colon - item] == '\0')
             return bad(g, "user %.*s is there twice, allowed: once",
                        (int)(colon - item), item);
@@ -912,8 +914,8 @@ row_in(const struct row *row, const char *section)
     if (!row_is_rule(row))
         return strcmp(row->key.section, section) == 0;
     return strncmp(section, lead, sizeof(lead) - 1) == 0 &&
-           section[sizeof(lead) - 1 + strspn(section + sizeof(lead) - 1,
-                                             " \t")] != '\0';
+           section[sizeof(lead) - 1 +
+                   strspn(section + sizeof(lead) - 1, " \t")] != '\0';
 }
 
 static void
@@ -1282,8 +1284,8 @@ presets_set(struct reading *r)
     r->name = "defaults";
     for (size_t i = 0; i < N_ROWS; i++) {
         const struct config_key *key = &rows[i].key;
-        struct given g = {r->conf,   &rows[i],    key->section, key->name,
-                          key->preset, false, ""};
+        struct given g = {
+            r->conf, &rows[i], key->section, key->name, key->preset, false, ""};
 
         if (r->seen[i] != 0 || r->seen_set[i] || key->preset == NULL)
             continue;
@@ -1307,8 +1309,9 @@ rules_check(struct reading *r)
                                                        : NULL;
 
         if (lacks != NULL)
-            return wrong(r, "[parent %.80s] %s: missing, allowed: both url and "
-                            "hosts",
+            return wrong(r,
+                         "[parent %.80s] %s: missing, allowed: both url and "
+                         "hosts",
                          rule->name, lacks);
     }
     return true;

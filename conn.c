@@ -28,9 +28,11 @@ enum {
     FIRST_LINE_MAX = 8192, /* of what may be HTTP behind a CONNECT */
 };
 
-/* ---- waiting and parking ----------------------------------------------------------- */
+/* ---- waiting and parking
+ * ----------------------------------------------------------- */
 
-/* Give the worker back until the client sends something, or until `until_ms`. */
+/* Give the worker back until the client sends something, or until `until_ms`.
+ */
 static enum conn_state
 park(struct conn *c, enum conn_state resume, int64_t until_ms)
 {
@@ -62,7 +64,8 @@ goodbye(struct conn *c, const struct fail *f)
     return ST_CLOSE;
 }
 
-/* ---- detect -------------------------------------------------------------------------- */
+/* ---- detect
+ * -------------------------------------------------------------------------- */
 
 enum speaks { SPEAKS_UNCLEAR, SPEAKS_TLS, SPEAKS_HTTP, SPEAKS_OTHER };
 
@@ -98,7 +101,7 @@ speaks_what(struct span s)
     if (s.len == 0)
         return SPEAKS_UNCLEAR;
     if (s.at[0] == 0x16) /* a TLS handshake record, RFC 8446 section 5.1 */
-        return s.len == 1    ? SPEAKS_UNCLEAR
+        return s.len == 1     ? SPEAKS_UNCLEAR
                : s.at[1] == 3 ? SPEAKS_TLS
                               : SPEAKS_OTHER;
     return speaks_line(s);
@@ -111,9 +114,9 @@ static enum why
 sniff_more(struct conn *c, int64_t *until_ms, struct fail *f)
 {
     struct end *server = c->up != NULL ? &c->up->end : NULL;
-    struct pollfd p[2] = {{.fd = c->end.fd, .events = POLLIN},
-                          {.fd = server != NULL ? server->fd : -1,
-                           .events = POLLIN | POLLRDHUP}};
+    struct pollfd p[2] = {
+        {.fd = c->end.fd, .events = POLLIN},
+        {.fd = server != NULL ? server->fd : -1, .events = POLLIN | POLLRDHUP}};
     int64_t now = now_ms(), deadline = c->end.deadline;
     enum why why;
 
@@ -206,7 +209,8 @@ conn_detect(struct conn *c)
     return ST_REQUEST;
 }
 
-/* ---- handshake ------------------------------------------------------------------------- */
+/* ---- handshake
+ * ------------------------------------------------------------------------- */
 
 /* A client refused our certificate: say how to leave its host alone. */
 static void
@@ -301,15 +305,15 @@ handshake_intercept(struct conn *c, int64_t deadline)
     return ST_DETECT;
 }
 
-/* Is this TLS ours to look into?  The name that the client wants to see decides,
- * but an exception for where it connects counts as well.  A client that offers
- * protocols, and none of them HTTP, has no use for a proxy of HTTP. */
+/* Is this TLS ours to look into?  The name that the client wants to see
+ * decides, but an exception for where it connects counts as well.  A client
+ * that offers protocols, and none of them HTTP, has no use for a proxy of HTTP.
+ */
 static bool
 handshake_wanted(const struct conn *c)
 {
     const struct config *conf = c->client.conf;
-    const char *name =
-        c->hello.sni[0] != '\0' ? c->hello.sni : c->target.host;
+    const char *name = c->hello.sni[0] != '\0' ? c->hello.sni : c->target.host;
 
     return mitm_wants(conf, name, c->target.port) &&
            !match_host(conf->except, c->target.host, c->target.port) &&
@@ -351,7 +355,8 @@ conn_handshake(struct conn *c)
     return ST_TUNNEL;
 }
 
-/* ---- request, linger -------------------------------------------------------------------- */
+/* ---- request, linger
+ * -------------------------------------------------------------------- */
 
 /* The settings may have been read anew since the last request. */
 static void
@@ -370,13 +375,18 @@ refresh_config(struct conn *c)
 static void
 exchange_begin(struct conn *c, struct exchange *x)
 {
-    *x = (struct exchange){.client = &c->client, .worker = c->worker,
-                           .down = &c->h1.http, .req = &c->req,
-                           .res = &c->res, .up = c->up, .begun_us = now_us()};
+    *x = (struct exchange){.client = &c->client,
+                           .worker = c->worker,
+                           .down = &c->h1.http,
+                           .req = &c->req,
+                           .res = &c->res,
+                           .up = c->up,
+                           .begun_us = now_us()};
     c->up = NULL;
 }
 
-/* What came is no request, or a CONNECT that leads nowhere: answer and close. */
+/* What came is no request, or a CONNECT that leads nowhere: answer and close.
+ */
 static enum conn_state
 refuse(struct conn *c, const struct fail *f)
 {
@@ -397,8 +407,7 @@ request_connect(struct conn *c)
     bool ourselves = false;
     struct fail f = {0};
 
-    if (head_route(&c->req, &c->client, &c->target, &ourselves, &f) !=
-        WHY_NONE)
+    if (head_route(&c->req, &c->client, &c->target, &ourselves, &f) != WHY_NONE)
         return refuse(c, &f);
     if (access_request(&c->client, &c->req, ourselves, &f) != WHY_NONE)
         return refuse(c, &f);
@@ -461,7 +470,9 @@ conn_linger(struct conn *c)
     return refuse(c, &f);
 }
 
-/* ---- socks -------------------------------------------------------------------------------- */
+/* ---- socks
+ * --------------------------------------------------------------------------------
+ */
 
 /* A request that is not granted leaves no exchange behind to be logged. */
 static void
@@ -576,7 +587,8 @@ conn_socks(struct conn *c)
     return why == WHY_NONE ? socks_request(c) : goodbye(c, &f);
 }
 
-/* ---- dial: the target of a CONNECT ---------------------------------------------------------- */
+/* ---- dial: the target of a CONNECT
+ * ---------------------------------------------------------- */
 
 /* Success, in the words of RFC 9110 section 9.3.6: no length, no coding. */
 static enum why
@@ -613,9 +625,8 @@ answer_socks(struct conn *c, struct fail *f)
 {
     struct sockaddr_storage at;
     socklen_t len = sizeof at;
-    bool known = c->up != NULL && getsockname(c->up->end.fd,
-                                              (struct sockaddr *)&at,
-                                              &len) == 0;
+    bool known = c->up != NULL &&
+                 getsockname(c->up->end.fd, (struct sockaddr *)&at, &len) == 0;
 
     return socks_answer(&c->socks, &c->end, SOCKS_OK,
                         known ? (struct sockaddr *)&at : NULL, f);
@@ -636,8 +647,7 @@ conn_dial(struct conn *c)
         c->up = NULL;
     }
     /* An idle connection to the same origin proves as much as a new one. */
-    if (!c->client.own_name &&
-        !(wanted && upstream_has(&c->client, &https)) &&
+    if (!c->client.own_name && !(wanted && upstream_has(&c->client, &https)) &&
         (c->up = upstream_dial(&c->client, &c->target, &f)) == NULL)
         return socks ? socks_refuse(c, socks_code(&f), &f) : refuse(c, &f);
     if ((socks ? answer_socks(c, &f) : answer_connect(c, &f)) != WHY_NONE)
@@ -653,7 +663,9 @@ conn_dial(struct conn *c)
     return ST_DETECT;
 }
 
-/* ---- exchange --------------------------------------------------------------------------------- */
+/* ---- exchange
+ * ---------------------------------------------------------------------------------
+ */
 
 /* One exchange; afterwards another may follow, or a tunnel. */
 static enum conn_state
@@ -683,7 +695,9 @@ conn_exchange(struct conn *c)
     return ST_CLOSE;
 }
 
-/* ---- tunnel ------------------------------------------------------------------------------------ */
+/* ---- tunnel
+ * ------------------------------------------------------------------------------------
+ */
 
 /* The way that goes with what the client has: TLS if it was intercepted. */
 static enum why
@@ -751,7 +765,9 @@ conn_tunnel(struct conn *c)
     return ST_CLOSE;
 }
 
-/* ---- close -------------------------------------------------------------------------------------- */
+/* ---- close
+ * --------------------------------------------------------------------------------------
+ */
 
 /* Finish our direction and let the client finish its own: closing with bytes
  * unread would reset it while it still reads our answer (RFC 9112 section
@@ -800,7 +816,9 @@ conn_close(struct conn *c)
     return ST_DONE;
 }
 
-/* ---- the life ------------------------------------------------------------------------------------- */
+/* ---- the life
+ * -------------------------------------------------------------------------------------
+ */
 
 static const struct step {
     const char *name;
@@ -810,12 +828,12 @@ static const struct step {
     [ST_HANDSHAKE] = {"handshake", conn_handshake}, /* TLS, as whom? */
     [ST_REQUEST] = {"request", conn_request},       /* one head, complete */
     [ST_DIAL] = {"dial", conn_dial},                /* a CONNECT's target */
-    [ST_EXCHANGE] = {"exchange", conn_exchange},    /* request up, answer down */
-    [ST_TUNNEL] = {"tunnel", conn_tunnel},          /* opaque, to the end */
-    [ST_LINGER] = {"linger", conn_linger},          /* for more, or park */
-    [ST_SOCKS] = {"socks", conn_socks},             /* up to its request */
-    [ST_UDP] = {"udp", conn_udp},                   /* datagrams, to the end */
-    [ST_CLOSE] = {"close", conn_close},             /* the only way to DONE */
+    [ST_EXCHANGE] = {"exchange", conn_exchange}, /* request up, answer down */
+    [ST_TUNNEL] = {"tunnel", conn_tunnel},       /* opaque, to the end */
+    [ST_LINGER] = {"linger", conn_linger},       /* for more, or park */
+    [ST_SOCKS] = {"socks", conn_socks},          /* up to its request */
+    [ST_UDP] = {"udp", conn_udp},                /* datagrams, to the end */
+    [ST_CLOSE] = {"close", conn_close},          /* the only way to DONE */
 };
 
 /*

@@ -32,11 +32,11 @@
 #include "proxy.h"
 
 enum {
-    WATCH_MS = 1000,        /* how often a waiting end asks its watch */
-    RECORD_MAX = 16384,     /* content of one TLS record, RFC 8446 5.1 */
-    TLS_IN = 16384 + 512,   /* raw bytes read ahead at first: one record */
+    WATCH_MS = 1000,         /* how often a waiting end asks its watch */
+    RECORD_MAX = 16384,      /* content of one TLS record, RFC 8446 5.1 */
+    TLS_IN = 16384 + 512,    /* raw bytes read ahead at first: one record */
     TLS_IN_BULK = 4 * 16896, /* and when they come in bulk */
-    TLS_BATCH = 4,          /* records encrypted before one send(2) */
+    TLS_BATCH = 4,           /* records encrypted before one send(2) */
 };
 
 struct bytes { /* a queue in memory */
@@ -46,7 +46,7 @@ struct bytes { /* a queue in memory */
 
 struct tls {
     gnutls_session_t session;
-    struct tls *under; /* NULL: the socket */
+    struct tls *under;    /* NULL: the socket */
     pthread_mutex_t lock; /* around every GnuTLS call on the session */
     /* needs lock */
     struct bytes in;  /* raw bytes not yet decrypted */
@@ -62,7 +62,8 @@ struct tls {
     } last;
 };
 
-/* ---- a queue of bytes ------------------------------------------------------ */
+/* ---- a queue of bytes ------------------------------------------------------
+ */
 
 /* Room for n more bytes behind what is there; false: out of memory. */
 static bool
@@ -111,7 +112,8 @@ bytes_clear(struct bytes *b)
     *b = (struct bytes){0};
 }
 
-/* ---- the socket ------------------------------------------------------------ */
+/* ---- the socket ------------------------------------------------------------
+ */
 
 static void
 set_timeout(int fd, int which, int ms)
@@ -217,7 +219,8 @@ sock_send(struct end *e, struct iovec *iov, int n, int flags, struct fail *f)
     return WHY_NONE;
 }
 
-/* ---- TLS layers ------------------------------------------------------------ */
+/* ---- TLS layers ------------------------------------------------------------
+ */
 
 /* GnuTLS wants raw bytes: from memory alone.  Needs tls->lock. */
 static ssize_t
@@ -259,8 +262,8 @@ tls_push(gnutls_transport_ptr_t arg, const giovec_t *iov, int n)
     return (ssize_t)total;
 }
 
-static enum why layer_read(struct end *, struct tls *, void *, size_t,
-                           size_t *, struct fail *);
+static enum why layer_read(struct end *, struct tls *, void *, size_t, size_t *,
+                           struct fail *);
 static enum why layer_write(struct end *, struct tls *, const void *, size_t,
                             struct fail *);
 
@@ -345,8 +348,8 @@ tls_flush_some(struct end *e, struct tls *t)
 
         iov.iov_base = t->out.at + t->out.start;
         iov.iov_len = t->out.len;
-        put = send(e->fd, iov.iov_base, iov.iov_len,
-                   MSG_NOSIGNAL | MSG_DONTWAIT);
+        put =
+            send(e->fd, iov.iov_base, iov.iov_len, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (put > 0)
             bytes_consume(&t->out, (size_t)put);
     }
@@ -463,7 +466,8 @@ tls_free(struct tls *t)
     free(t);
 }
 
-/* ---- public ------------------------------------------------------------------ */
+/* ---- public
+ * ------------------------------------------------------------------ */
 
 /*
  * end_init - an end on a connected, blocking socket, which it closes later.

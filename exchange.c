@@ -25,11 +25,11 @@
 #include "proxy.h"
 
 enum {
-    INTERIM_MAX = 1000,       /* 1xx answers of one exchange */
-    SPLICE_FROM = 131072,     /* content left that is worth a pipe */
-    SPLICE_BYTES = 262144,    /* what the pipe shall hold */
-    DISCARD_MS = 2000,        /* how long unwanted content is read */
-    TICK_MS = 1000,           /* how often a wait for the twin looks around */
+    INTERIM_MAX = 1000,    /* 1xx answers of one exchange */
+    SPLICE_FROM = 131072,  /* content left that is worth a pipe */
+    SPLICE_BYTES = 262144, /* what the pipe shall hold */
+    DISCARD_MS = 2000,     /* how long unwanted content is read */
+    TICK_MS = 1000,        /* how often a wait for the twin looks around */
 };
 
 /* The request's content on its way up.  The gate is shut while the worker
@@ -50,7 +50,8 @@ struct upload {
     struct fail fail;
 };
 
-/* ---- the request's content --------------------------------------------------- */
+/* ---- the request's content
+ * --------------------------------------------------- */
 
 static struct http *
 gate_pass(struct upload *u)
@@ -172,8 +173,8 @@ upload_init(struct upload *u, struct exchange *x)
 static bool
 upload_client_failed(struct upload *u)
 {
-    return u->started && atomic_load(&u->done) &&
-           u->fail.why != WHY_NONE && u->fail.side == SIDE_CLIENT;
+    return u->started && atomic_load(&u->done) && u->fail.why != WHY_NONE &&
+           u->fail.side == SIDE_CLIENT;
 }
 
 /*
@@ -206,7 +207,8 @@ upload_join(struct upload *u, bool hopeless)
     pthread_mutex_destroy(&u->lock);
 }
 
-/* ---- going up ------------------------------------------------------------------- */
+/* ---- going up
+ * ------------------------------------------------------------------- */
 
 /* Is the client gone, or weir told to stop?  Asked while the origin thinks. */
 static bool
@@ -339,13 +341,13 @@ send_request(struct exchange *x, struct upload *u, struct span *in_hand)
         u->begun = true; /* nobody else looks yet: the twin has not started */
     atomic_store(&u->moved_at, now_ms());
     gate_open(u, up);
-    if (!u->started &&
-        !(u->started = twin_start(x->worker, upload_run, u)))
+    if (!u->started && !(u->started = twin_start(x->worker, upload_run, u)))
         return fail_own(&x->fail, SIDE_WEIR, WHY_BUSY, "start a thread");
     return WHY_NONE;
 }
 
-/* ---- coming down ------------------------------------------------------------------ */
+/* ---- coming down
+ * ------------------------------------------------------------------ */
 
 /* One head from the origin.  Silence is no failure while the client is still
  * sending: nobody answers what he has not heard. */
@@ -397,7 +399,8 @@ first_answer(struct exchange *x, struct upload *u)
         x->up->http->watch = &watch;
         why = send_request(x, u, &in_hand);
         /* An origin that stops reading may have answered already. */
-        if (why == WHY_NONE || (why == WHY_SYS && x->fail.side == SIDE_ORIGIN)) {
+        if (why == WHY_NONE ||
+            (why == WHY_SYS && x->fail.side == SIDE_ORIGIN)) {
             struct fail sending = x->fail;
 
             x->fail = (struct fail){0};
@@ -577,7 +580,8 @@ pass_answer(struct exchange *x, struct upload *u)
     return why;
 }
 
-/* ---- the end ------------------------------------------------------------------------ */
+/* ---- the end
+ * ------------------------------------------------------------------------ */
 
 /* Content that is here already is read past, so that the connection can be
  * kept; if there is more to come it cannot. */
@@ -661,8 +665,8 @@ settle_blame(struct exchange *x, struct upload *u)
         x->fail = u->fail;
     else if (x->fail.why == WHY_OVER &&
              !atomic_load(&x->client->weir->stopping))
-        x->fail = (struct fail){.why = WHY_OVER, .side = SIDE_CLIENT,
-                                .op = "client left"};
+        x->fail = (struct fail){
+            .why = WHY_OVER, .side = SIDE_CLIENT, .op = "client left"};
 }
 
 /* With an origin: request up, answers down. */

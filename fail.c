@@ -20,7 +20,7 @@ static const struct {
     int client, upstream;
     const char *error, *text;
 } whys[] = {
-#define W(name, client, upstream, error, text)                                 \
+#define W(name, client, upstream, error, text) \
     [WHY_##name] = {#name, client, upstream, error, text},
     WHY_TABLE(W)
 #undef W
@@ -33,8 +33,8 @@ fail_note(struct fail *f, enum side side, enum why why, const char *op,
           int code, const char *(*text)(int))
 {
     if (f->why == WHY_NONE)
-        *f = (struct fail){.why = why, .side = side, .op = op, .code = code,
-                           .text = text};
+        *f = (struct fail){
+            .why = why, .side = side, .op = op, .code = code, .text = text};
     return why;
 }
 
@@ -141,8 +141,9 @@ why_text(enum why why)
 const char *
 side_name(enum side side)
 {
-    static const char *const names[] = {
-        [SIDE_WEIR] = "weir", [SIDE_CLIENT] = "client", [SIDE_ORIGIN] = "origin"};
+    static const char *const names[] = {[SIDE_WEIR] = "weir",
+                                        [SIDE_CLIENT] = "client",
+                                        [SIDE_ORIGIN] = "origin"};
 
     return names[side];
 }

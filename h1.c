@@ -461,7 +461,8 @@ parse_whole(const char *raw, size_t end, enum side from, bool to_connect,
         return why;
     facts = note_fields(head);
     if (to_connect && head->status / 100 == 2) {
-        head->body = BODY_NONE; /* RFC 9110 section 9.3.6: lengths are ignored */
+        head->body =
+            BODY_NONE; /* RFC 9110 section 9.3.6: lengths are ignored */
         return WHY_NONE;
     }
     return judge_framing(&facts, from, head, f);

@@ -38,7 +38,7 @@ enum {
     BATCH = 64,     /* accepted in a row before others get their turn */
     N_EVENTS = 128, /* looked at in a row */
     TICK_MS = 1000,
-    SPELL_MS = 10000, /* out of descriptors: one line for so long */
+    SPELL_MS = 10000,    /* out of descriptors: one line for so long */
     GUEST_BUCKETS = 512, /* a power of two */
     PORTS_MAX = sizeof((struct weir *)0)->ports / sizeof(uint16_t),
 };
@@ -48,7 +48,7 @@ struct listener {
     char text[ADDR_MAX];
 };
 
-struct guest { /* an address that clients are connected from */
+struct guest {          /* an address that clients are connected from */
     struct in6_addr at; /* IPv4 mapped into IPv6 */
     size_t n;
     struct guest *next;
@@ -295,8 +295,8 @@ guest_find(struct listeners *ls, const struct client *c, struct in6_addr *at)
     if (sa->sa_family == AF_INET6)
         *at = ((const struct sockaddr_in6 *)sa)->sin6_addr;
     else
-        memcpy(&at->s6_addr[12],
-               &((const struct sockaddr_in *)sa)->sin_addr, 4);
+        memcpy(&at->s6_addr[12], &((const struct sockaddr_in *)sa)->sin_addr,
+               4);
     for (size_t i = 0; i < sizeof at->s6_addr; i++)
         h = (h ^ at->s6_addr[i]) * 16777619u;
     g = &ls->guests[(h ^ h >> 16) & (GUEST_BUCKETS - 1)];

@@ -521,8 +521,7 @@ static const struct rule *
 globs_fit(const struct match *m, const char *name, uint16_t port)
 {
     for (size_t i = m->n_names; i < m->n_names + m->n_globs; i++)
-        if (port_fits(&m->rules[i], port) &&
-            glob_fits(m->rules[i].text, name))
+        if (port_fits(&m->rules[i], port) && glob_fits(m->rules[i].text, name))
             return &m->rules[i];
     return NULL;
 }
@@ -549,9 +548,9 @@ host_normal(const char *host, char name[HOST_MAX + 1])
  * m     NULL: an empty list
  * host  a name or an address in text, without brackets
  *
- * Returns the item as it was written, for as long as the list lives; NULL: none.
- * Names and blocks cost a few binary searches however many there are; globs are
- * tried one after the other.
+ * Returns the item as it was written, for as long as the list lives; NULL:
+ * none. Names and blocks cost a few binary searches however many there are;
+ * globs are tried one after the other.
  */
 const char *
 match_find(const struct match *m, const char *host, uint16_t port)

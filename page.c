@@ -30,9 +30,8 @@ say(struct text *t, const char *fmt, ...)
     n = vsnprintf(t->at + t->len, sizeof t->at - t->len, fmt, ap);
     va_end(ap);
     if (n > 0)
-        t->len += (size_t)n < sizeof t->at - t->len
-                      ? (size_t)n
-                      : sizeof t->at - t->len - 1;
+        t->len += (size_t)n < sizeof t->at - t->len ? (size_t)n
+                                                    : sizeof t->at - t->len - 1;
 }
 
 /* Text that came from outside, into a page: RFC 9110 content may be HTML. */
@@ -51,7 +50,8 @@ say_escaped(struct text *t, struct span s, bool html)
     }
 }
 
-/* ---- one answer ------------------------------------------------------------------- */
+/* ---- one answer
+ * ------------------------------------------------------------------- */
 
 static void
 add(struct head *h, const char *name, const char *value)
@@ -99,7 +99,8 @@ finish(struct exchange *x, const char *type, struct span content,
     return why == WHY_NONE ? down->ops->flush(down, f) : why;
 }
 
-/* RFC 9110 section 12.5.1, as far as two types go: does the client name HTML? */
+/* RFC 9110 section 12.5.1, as far as two types go: does the client name HTML?
+ */
 static bool
 wants_html(const struct head *req)
 {
@@ -109,14 +110,15 @@ wants_html(const struct head *req)
         struct span rest = f->value, item;
 
         while (list_next(&rest, &item))
-            if (item.len >= 9 && span_isi((struct span){item.at, 9},
-                                          "text/html"))
+            if (item.len >= 9 &&
+                span_isi((struct span){item.at, 9}, "text/html"))
                 return true;
     }
     return false;
 }
 
-/* ---- errors ------------------------------------------------------------------------- */
+/* ---- errors
+ * ------------------------------------------------------------------------- */
 
 /* What a person can do about it; NULL: nothing that we know of. */
 static const char *
@@ -172,8 +174,8 @@ advice(const struct fail *f)
     }
 }
 
-/* The very lines of proxy.ini: a CA to trust helps against some reasons, leaving
- * the host unverified against all. */
+/* The very lines of proxy.ini: a CA to trust helps against some reasons,
+ * leaving the host unverified against all. */
 static void
 say_certificate_advice(struct text *t, const struct exchange *x, int status,
                        bool html)
@@ -188,8 +190,8 @@ say_certificate_advice(struct text *t, const struct exchange *x, int status,
     say(t, "insecure = ");
     say_escaped(t, span_of(host), html);
     say(t, "  ; not verified at all\n");
-    say(t, html ? "</pre>\n<ul>\n<li>Then restart weir."
-                : "\nThen restart weir.");
+    say(t,
+        html ? "</pre>\n<ul>\n<li>Then restart weir." : "\nThen restart weir.");
 }
 
 /* A structured-field string (RFC 9651 section 3.3.3): printable ASCII. */
@@ -252,7 +254,7 @@ page_error(struct exchange *x, const struct fail *why_, struct fail *f)
     struct head *h = begin(x, status != 0 ? status : 502);
     bool html = wants_html(x->req);
     const char *what = advice(why_), *title = status_reason(h->status);
-    const char *who = why_->side == SIDE_CLIENT ? "the client's request"
+    const char *who = why_->side == SIDE_CLIENT   ? "the client's request"
                       : why_->side == SIDE_ORIGIN ? "the server"
                                                   : "this proxy";
     char reason[256];
@@ -283,16 +285,17 @@ page_error(struct exchange *x, const struct fail *why_, struct fail *f)
         say(&t, html ? "</li>\n<li>What to do: %s" : "\nWhat to do:  %s", what);
     if (why_->why == WHY_CERT)
         say_certificate_advice(&t, x, why_->code, html);
-    say(&t, html ? "</li>\n</ul>\n<p>weir %s, connection %llu</p>\n"
-                 : "\n(weir %s, connection %llu)\n",
+    say(&t,
+        html ? "</li>\n</ul>\n<p>weir %s, connection %llu</p>\n"
+             : "\n(weir %s, connection %llu)\n",
         WEIR_VERSION, (unsigned long long)x->client->id);
-    return finish(x,
-                  html ? "text/html; charset=utf-8"
-                       : "text/plain; charset=utf-8",
-                  (struct span){t.at, t.len}, f);
+    return finish(
+        x, html ? "text/html; charset=utf-8" : "text/plain; charset=utf-8",
+        (struct span){t.at, t.len}, f);
 }
 
-/* ---- our own site --------------------------------------------------------------------- */
+/* ---- our own site
+ * --------------------------------------------------------------------- */
 
 static enum why
 page_home(struct exchange *x, struct fail *f)
@@ -331,10 +334,9 @@ page_home(struct exchange *x, struct fail *f)
             "https://example.com/\n\n"
             "Behind the proxy this page is http://" WEIR_HOST "/\n",
             WEIR_VERSION, port, port, dir, port, dir);
-    return finish(x,
-                  html ? "text/html; charset=utf-8"
-                       : "text/plain; charset=utf-8",
-                  (struct span){t.at, t.len}, f);
+    return finish(
+        x, html ? "text/html; charset=utf-8" : "text/plain; charset=utf-8",
+        (struct span){t.at, t.len}, f);
 }
 
 static enum why

@@ -26,14 +26,15 @@
 #include "proxy.h"
 
 enum {
-    OUT_MS = 1000,        /* how long a parent is left out at first */
-    OUT_MAX_MS = 60000,   /* and in the end */
-    HEAD_BYTES = 32768,   /* of its answer to a CONNECT */
+    OUT_MS = 1000,      /* how long a parent is left out at first */
+    OUT_MAX_MS = 60000, /* and in the end */
+    HEAD_BYTES = 32768, /* of its answer to a CONNECT */
     HEAD_FIELDS = 200,
-    INTERIM_MAX = 100,    /* 1xx answers before the real one */
+    INTERIM_MAX = 100, /* 1xx answers before the real one */
 };
 
-/* ---- a parent's URL --------------------------------------------------------- */
+/* ---- a parent's URL ---------------------------------------------------------
+ */
 
 static int
 hex_digit(char c)
@@ -227,7 +228,8 @@ parent_same(const struct parent *a, const struct parent *b)
            strcmp(a->password, b->password) == 0;
 }
 
-/* ---- no_proxy, as curl reads it -------------------------------------------- */
+/* ---- no_proxy, as curl reads it --------------------------------------------
+ */
 
 /*
  * no_proxy_add - further items of a no_proxy list.
@@ -269,7 +271,8 @@ no_proxy_add(struct match *m, const char *text, char *err, size_t cap)
     return true;
 }
 
-/* ---- the environment --------------------------------------------------------- */
+/* ---- the environment
+ * --------------------------------------------------------- */
 
 static const char *
 env_get(const char *lower)
@@ -299,8 +302,8 @@ env_parent(const char *name, struct parent **out, char *err, size_t cap)
     if (*out == NULL || (*out)->kind == PARENT_ENV) {
         parent_give(*out);
         *out = NULL;
-        snprintf(err, cap, "%s in the environment is no parent, " PARENT_ALLOWED,
-                 from);
+        snprintf(err, cap,
+                 "%s in the environment is no parent, " PARENT_ALLOWED, from);
         return false;
     }
     (*out)->from_env = true;
@@ -334,7 +337,8 @@ ways_env(struct env_ways *env, char *err, size_t cap)
     return true;
 }
 
-/* ---- lists of ways ------------------------------------------------------------ */
+/* ---- lists of ways
+ * ------------------------------------------------------------ */
 
 /* Puts p, whose reference it takes over, on the list; false: out of memory. */
 bool
@@ -360,7 +364,8 @@ ways_clear(struct ways *ways)
     *ways = (struct ways){NULL, 0};
 }
 
-/* ---- choosing -------------------------------------------------------------------- */
+/* ---- choosing
+ * -------------------------------------------------------------------- */
 
 /* What an item of a list means for this target; NULL: the direct way. */
 static struct parent *
@@ -412,8 +417,8 @@ parent_choose(const struct config *conf, const struct origin *o,
 
         if (p == NULL || atomic_load(&p->out_until) <= now)
             out[n++] = p;
-        else if (first == NULL || atomic_load(&p->out_until) <
-                                      atomic_load(&first->out_until))
+        else if (first == NULL ||
+                 atomic_load(&p->out_until) < atomic_load(&first->out_until))
             first = p;
     }
     if (n == 0)
@@ -472,7 +477,8 @@ parent_judge(struct parent *p, const struct fail *f, uint64_t conn)
         parent_failed(p, f, conn);
 }
 
-/* ---- through an HTTP proxy ---------------------------------------------------------- */
+/* ---- through an HTTP proxy
+ * ---------------------------------------------------------- */
 
 /* The chain of proxies so far, and us: a loop of proxies sees itself in it. */
 static bool
@@ -558,8 +564,8 @@ ask_connect(const struct client *c, struct upstream *up, bool *spoke,
             why = h.http.ops->read_head(&h.http, &res, f);
         }
         if (why == WHY_NONE && res.status < 200 && ++n > INTERIM_MAX)
-            why = fail_own(f, SIDE_ORIGIN, WHY_PROTO,
-                           "too many interim answers");
+            why =
+                fail_own(f, SIDE_ORIGIN, WHY_PROTO, "too many interim answers");
     } while (why == WHY_NONE && res.status < 200);
     if (why == WHY_EOF)
         fail_own(f, SIDE_ORIGIN, WHY_EOF, "read the parent's answer");
@@ -583,7 +589,8 @@ parent_credentials(const struct client *c, const struct parent *p)
     return (struct span){NULL, 0};
 }
 
-/* ---- opening ------------------------------------------------------------------------ */
+/* ---- opening
+ * ------------------------------------------------------------------------ */
 
 /* Is it a plain request that the proxy itself takes, in absolute-form? */
 bool
@@ -601,7 +608,8 @@ open_through(const struct client *c, struct secure *s, struct upstream *up,
     struct clock_marks took = {-1, -1, -1};
     int64_t from = now_us();
     int fd = -1;
-    enum why why = dial(c, p->host, p->port, ACCESS_GRANTED, &fd, up->addr, &took, f);
+    enum why why =
+        dial(c, p->host, p->port, ACCESS_GRANTED, &fd, up->addr, &took, f);
 
     if (why != WHY_NONE)
         return why;
@@ -628,9 +636,9 @@ open_through(const struct client *c, struct secure *s, struct upstream *up,
  * up  its end is nothing yet.  On WHY_NONE it is connected, bare, and its
  *     `absolute` says what may be spoken on it
  *
- * Returns WHY_NONE; what dial(), secure_parent() and the codecs return, with the
- * parent named; WHY_PARENT_NO, _LOGIN, _BUSY, _LATE: what the parent answered;
- * from SOCKS also WHY_REFUSED, WHY_UNREACHABLE, WHY_CONNECT_LATE.
+ * Returns WHY_NONE; what dial(), secure_parent() and the codecs return, with
+ * the parent named; WHY_PARENT_NO, _LOGIN, _BUSY, _LATE: what the parent
+ * answered; from SOCKS also WHY_REFUSED, WHY_UNREACHABLE, WHY_CONNECT_LATE.
  * *again: it is no use asking this parent, but another may do.
  */
 enum why

@@ -40,43 +40,43 @@ enum {
 
 /* name, status if the client did it, if the upstream did (0: none),
  * Proxy-Status error (RFC 9209 section 2.3) if the upstream did, log text */
-#define WHY_TABLE(W)                                                           \
-    W(NONE, 0, 0, NULL, "went through")                                        \
-    W(MORE, 0, 0, NULL, "needs more bytes")                                    \
-    W(EOF, 400, 502, "connection_terminated", "peer finished")                 \
-    W(CUT, 400, 502, "http_response_incomplete", "message cut short")          \
-    W(IDLE, 408, 504, "connection_read_timeout", "quiet for too long")         \
-    W(LATE, 408, 504, "http_response_timeout", "deadline passed")              \
-    W(PROTO, 400, 502, "http_protocol_error", "peer broke the protocol")       \
-    W(LIMIT, 431, 502, "http_response_header_section_size",                    \
-      "over one of our ceilings")                                              \
-    W(URI, 414, 502, "http_protocol_error", "target too long")                 \
-    W(UNKNOWN, 501, 502, "http_response_transfer_coding",                      \
-      "coding or method unknown to us")                                        \
-    W(VERSION, 505, 502, "http_protocol_error", "HTTP version unknown to us")  \
-    W(TLS, 0, 502, "tls_protocol_error", "TLS failed")                         \
-    W(ALERT, 0, 502, "tls_alert_received", "peer sent a TLS alert")            \
-    W(CERT, 0, 502, "tls_certificate_error", "certificate not acceptable")     \
-    W(DNS, 0, 502, "dns_error", "name not resolved")                           \
-    W(DNS_LATE, 0, 504, "dns_timeout", "name not resolved in time")            \
-    W(REFUSED, 0, 502, "connection_refused", "connection refused")             \
-    W(UNREACHABLE, 0, 502, "destination_ip_unroutable", "no way to the host")  \
-    W(CONNECT_LATE, 0, 504, "connection_timeout", "not connected in time")     \
-    W(SYS, 0, 502, "connection_terminated", "system call failed")              \
-    W(BUSY, 503, 503, "connection_limit_reached", "no worker free in time")    \
-    W(POLICY, 403, 403, "http_request_denied", "not allowed")                  \
-    W(LOOP, 403, 403, "proxy_loop_detected", "request came back to us")        \
-    W(LOGIN, 407, 407, "http_request_denied", "user and password wanted")      \
-    W(BROKEN, 0, 503, "destination_unavailable",                               \
-      "failed too often, not tried for a while")                               \
-    W(PARENT_LOGIN, 0, 502, "proxy_configuration_error",                       \
-      "parent proxy wants another user and password")                          \
-    W(PARENT_NO, 0, 502, "destination_unavailable", "parent proxy refused")    \
-    W(PARENT_BUSY, 0, 503, "destination_unavailable",                          \
-      "parent proxy cannot serve now")                                         \
-    W(PARENT_LATE, 0, 504, "connection_timeout",                               \
-      "parent proxy was not answered in time")                                 \
-    W(OVER, 0, 0, NULL, "nobody waits for it any more")                        \
+#define WHY_TABLE(W)                                                          \
+    W(NONE, 0, 0, NULL, "went through")                                       \
+    W(MORE, 0, 0, NULL, "needs more bytes")                                   \
+    W(EOF, 400, 502, "connection_terminated", "peer finished")                \
+    W(CUT, 400, 502, "http_response_incomplete", "message cut short")         \
+    W(IDLE, 408, 504, "connection_read_timeout", "quiet for too long")        \
+    W(LATE, 408, 504, "http_response_timeout", "deadline passed")             \
+    W(PROTO, 400, 502, "http_protocol_error", "peer broke the protocol")      \
+    W(LIMIT, 431, 502, "http_response_header_section_size",                   \
+      "over one of our ceilings")                                             \
+    W(URI, 414, 502, "http_protocol_error", "target too long")                \
+    W(UNKNOWN, 501, 502, "http_response_transfer_coding",                     \
+      "coding or method unknown to us")                                       \
+    W(VERSION, 505, 502, "http_protocol_error", "HTTP version unknown to us") \
+    W(TLS, 0, 502, "tls_protocol_error", "TLS failed")                        \
+    W(ALERT, 0, 502, "tls_alert_received", "peer sent a TLS alert")           \
+    W(CERT, 0, 502, "tls_certificate_error", "certificate not acceptable")    \
+    W(DNS, 0, 502, "dns_error", "name not resolved")                          \
+    W(DNS_LATE, 0, 504, "dns_timeout", "name not resolved in time")           \
+    W(REFUSED, 0, 502, "connection_refused", "connection refused")            \
+    W(UNREACHABLE, 0, 502, "destination_ip_unroutable", "no way to the host") \
+    W(CONNECT_LATE, 0, 504, "connection_timeout", "not connected in time")    \
+    W(SYS, 0, 502, "connection_terminated", "system call failed")             \
+    W(BUSY, 503, 503, "connection_limit_reached", "no worker free in time")   \
+    W(POLICY, 403, 403, "http_request_denied", "not allowed")                 \
+    W(LOOP, 403, 403, "proxy_loop_detected", "request came back to us")       \
+    W(LOGIN, 407, 407, "http_request_denied", "user and password wanted")     \
+    W(BROKEN, 0, 503, "destination_unavailable",                              \
+      "failed too often, not tried for a while")                              \
+    W(PARENT_LOGIN, 0, 502, "proxy_configuration_error",                      \
+      "parent proxy wants another user and password")                         \
+    W(PARENT_NO, 0, 502, "destination_unavailable", "parent proxy refused")   \
+    W(PARENT_BUSY, 0, 503, "destination_unavailable",                         \
+      "parent proxy cannot serve now")                                        \
+    W(PARENT_LATE, 0, 504, "connection_timeout",                              \
+      "parent proxy was not answered in time")                                \
+    W(OVER, 0, 0, NULL, "nobody waits for it any more")                       \
     W(DRAIN, 503, 503, "proxy_internal_error", "weir is shutting down")
 #define W(name, client, upstream, error, text) WHY_##name,
 enum why { WHY_TABLE(W) WHY_COUNT };
@@ -125,8 +125,8 @@ struct resolve_conf { /* [resolve] name = address[:port] */
 };
 
 enum { WAYS_MAX = 16 }; /* tried for one target */
-#define PARENT_ALLOWED                                                         \
-    "allowed: http://, https:// or socks5://[user:password@]host[:port], "     \
+#define PARENT_ALLOWED                                                     \
+    "allowed: http://, https:// or socks5://[user:password@]host[:port], " \
     "direct, env"
 
 enum parent_kind { PARENT_DIRECT, PARENT_ENV, PARENT_HTTP, PARENT_SOCKS };
@@ -152,7 +152,7 @@ struct ways { /* parents in the order to be tried */
     size_t n;
 };
 
-struct env_ways { /* what the environment says */
+struct env_ways {                /* what the environment says */
     struct parent *http, *https; /* NULL: direct */
     struct match *no_proxy;
 };
@@ -169,7 +169,7 @@ enum level { LEVEL_ERR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
  * time keep the unit of their key in the name. */
 struct config {
     atomic_int n_refs;
-    char *file; /* where it came from; NULL: defaults alone */
+    char *file;      /* where it came from; NULL: defaults alone */
     uint64_t serial; /* another for each that was read */
 
     /* [proxy] */
@@ -195,7 +195,7 @@ struct config {
     int reuse_per_origin, reuse_total, reuse_s;
     char *upstream_ca;      /* PEM file on top of the system's; NULL: none */
     struct match *insecure; /* hosts whose certificates are not verified */
-    struct ways ways;       /* out, unless a rule says otherwise; none: direct */
+    struct ways ways; /* out, unless a rule says otherwise; none: direct */
     struct match *no_proxy; /* hosts that are always reached directly */
     char *parent_ca;        /* PEM file for https:// parents; NULL: none */
     bool forward_proxy_auth;
@@ -257,16 +257,16 @@ struct end {
 enum version { HTTP_10, HTTP_11, HTTP_2, HTTP_3 };
 
 enum method { /* those whose semantics we act on */
-    METHOD_OTHER,
-    METHOD_GET,
-    METHOD_HEAD,
-    METHOD_POST,
-    METHOD_PUT,
-    METHOD_DELETE,
-    METHOD_CONNECT,
-    METHOD_OPTIONS,
-    METHOD_TRACE,
-    METHOD_PATCH,
+              METHOD_OTHER,
+              METHOD_GET,
+              METHOD_HEAD,
+              METHOD_POST,
+              METHOD_PUT,
+              METHOD_DELETE,
+              METHOD_CONNECT,
+              METHOD_OPTIONS,
+              METHOD_TRACE,
+              METHOD_PATCH,
 };
 
 enum body {
@@ -422,7 +422,7 @@ struct breaker; /* who failed to be connected to */
 /* ---- where to, and a way to it ------------------------------------------ */
 
 struct origin {
-    bool tls; /* https */
+    bool tls;                /* https */
     char host[HOST_MAX + 1]; /* lower case, no brackets, never empty */
     uint16_t port;
     char sni[HOST_MAX + 1]; /* name for SNI and verification; "": host */
@@ -442,7 +442,7 @@ struct hello { /* what a ClientHello says (RFC 8446 section 4.1.2) */
     unsigned alpn;          /* set of enum alpn; 0: no offer */
 };
 
-struct known { /* what we remember of an origin's TLS */
+struct known {     /* what we remember of an origin's TLS */
     unsigned alpn; /* what it chose: one of enum alpn, 0: none */
     struct names names;
 };
@@ -451,8 +451,8 @@ struct clock_marks { /* µs each step took; -1: there was none */
     int64_t dns_us, connect_us, tls_us;
 };
 
-struct hop { /* a parent on the way, for the log */
-    char parent[HOST_MAX + 24];     /* "": none */
+struct hop {                       /* a parent on the way, for the log */
+    char parent[HOST_MAX + 24];    /* "": none */
     int64_t connect_us, answer_us; /* -1: there was none */
 };
 
@@ -467,11 +467,11 @@ struct upstream { /* a way to an origin; belongs to whoever took it */
     struct http *http;   /* what to speak on; NULL: bare, TLS not begun */
     char addr[ADDR_MAX]; /* the peer's address */
     struct clock_marks took;
-    bool reused;      /* carried an exchange before this one */
-    bool bound;       /* saw connection-bound authentication: never shared */
+    bool reused;       /* carried an exchange before this one */
+    bool bound;        /* saw connection-bound authentication: never shared */
     bool ticket_saved; /* its TLS session can be resumed */
     bool insecure;     /* its certificate was not verified, by setting */
-    int64_t given_at; /* ms; upstream.c's cache */
+    int64_t given_at;  /* ms; upstream.c's cache */
     struct upstream *next, *prev, *newer, *older; /* upstream.c's cache */
 };
 
@@ -488,8 +488,8 @@ struct weir { /* what all connections share; one, made by proxy.c */
     struct pool *conns;
     struct mitm *mitm;
     struct upstreams *upstreams;
-    char via[64];          /* our pseudonym, e.g. "weir-3f9a" */
-    uint16_t ports[16];    /* that we listen on */
+    char via[64];       /* our pseudonym, e.g. "weir-3f9a" */
+    uint16_t ports[16]; /* that we listen on */
     size_t n_ports;
     atomic_ullong n_conns; /* the last connection id */
     atomic_int n_udp;      /* UDP associations */
@@ -505,8 +505,9 @@ struct client { /* who asks: all that an exchange needs of its connection */
     uint64_t id;
     uint64_t n_exchanges;
     char addr[ADDR_MAX];
-    bool tls;                    /* what it spoke to us */
-    const struct origin *inside; /* the target is known; NULL: a proxy request */
+    bool tls; /* what it spoke to us */
+    const struct origin
+        *inside;   /* the target is known; NULL: a proxy request */
     bool own_name; /* TLS for our own name: origin-form means our pages */
     struct sockaddr_storage from; /* its address; family 0: not known */
     const char *denied;           /* the rule of conf against it; NULL: none */
@@ -519,15 +520,15 @@ struct client { /* who asks: all that an exchange needs of its connection */
 enum socks_wants { SOCKS_HELLO, SOCKS_LOGIN, SOCKS_REQUEST };
 enum socks_command { SOCKS_CONNECT = 1, SOCKS_BIND = 2, SOCKS_UDP = 3 };
 enum socks_code { /* what to answer, in the numbers of RFC 1928 section 6 */
-    SOCKS_OK,
-    SOCKS_FAILED,
-    SOCKS_DENIED,
-    SOCKS_NET_UNREACHABLE,
-    SOCKS_HOST_UNREACHABLE,
-    SOCKS_REFUSED,
-    SOCKS_EXPIRED,
-    SOCKS_NO_COMMAND,
-    SOCKS_NO_ADDRESS,
+                  SOCKS_OK,
+                  SOCKS_FAILED,
+                  SOCKS_DENIED,
+                  SOCKS_NET_UNREACHABLE,
+                  SOCKS_HOST_UNREACHABLE,
+                  SOCKS_REFUSED,
+                  SOCKS_EXPIRED,
+                  SOCKS_NO_COMMAND,
+                  SOCKS_NO_ADDRESS,
 };
 
 struct socks {
@@ -549,8 +550,8 @@ struct socks_said { /* one message, in the buffer that it was parsed from */
 enum exchange_end {
     EXCHANGE_KEEP,  /* another may follow on the client's connection */
     EXCHANGE_CLOSE, /* none may; the answer is complete */
-    EXCHANGE_CUT,   /* none may; the client must see that something is missing */
-    EXCHANGE_RAW,   /* 101 went down: x->up and the client are a tunnel now */
+    EXCHANGE_CUT, /* none may; the client must see that something is missing */
+    EXCHANGE_RAW, /* 101 went down: x->up and the client are a tunnel now */
 };
 
 struct exchange {
@@ -569,11 +570,11 @@ struct exchange {
     struct hop hop;
     char addr[ADDR_MAX]; /* of the origin; "": none was reached */
     bool reused;
-    bool own;              /* the answer was made by weir */
-    int64_t first_us;      /* the first answer byte */
-    int status;            /* of the final answer; 0: none was sent */
+    bool own;                      /* the answer was made by weir */
+    int64_t first_us;              /* the first answer byte */
+    int status;                    /* of the final answer; 0: none was sent */
     uint64_t up_bytes, down_bytes; /* of content */
-    struct fail fail;      /* what ended it; why NONE: it completed */
+    struct fail fail;              /* what ended it; why NONE: it completed */
 };
 
 struct tunnel_result { /* how a tunnel went */
@@ -630,16 +631,16 @@ struct conn {
 /* ---- listen.c: listeners, accept thread, parking ------------------------- */
 
 struct listeners;
-struct listeners *listeners_new(struct weir *, const struct config *,
-                                char *err, size_t cap);
+struct listeners *listeners_new(struct weir *, const struct config *, char *err,
+                                size_t cap);
 bool listeners_start(struct listeners *, char *err, size_t cap);
-void listeners_serve(void *conn, struct worker *); /* the pool's serve() */
+void listeners_serve(void *conn, struct worker *);      /* the pool's serve() */
 void listeners_retime(struct listeners *, int idle_ms); /* after a reload */
 void listeners_address(const struct listeners *, size_t i, char *out,
                        size_t cap); /* as bound, e.g. "127.0.0.1:8080" */
 size_t listeners_count(const struct listeners *);
-void listeners_stop_accepting(struct listeners *); /* closes them at once */
-size_t listeners_live(struct listeners *);         /* connections alive */
+void listeners_stop_accepting(struct listeners *);    /* closes them at once */
+size_t listeners_live(struct listeners *);            /* connections alive */
 bool listeners_wait_idle(struct listeners *, int ms); /* until none lives */
 void listeners_end_all(struct listeners *); /* shutdown() every client */
 void listeners_free(struct listeners *);
@@ -698,14 +699,16 @@ void stack_rest(void); /* unused pages of this thread's stack go back */
 struct conn *conn_new(struct weir *, int fd, const struct sockaddr *,
                       socklen_t);
 enum conn_state conn_run(struct conn *, struct worker *); /* PARKED or DONE */
-void conn_refuse(struct conn *, enum why, const char *op); /* without waiting; then conn_free */
-void conn_timeout(struct conn *);          /* parked past its `until` */
+void conn_refuse(struct conn *, enum why,
+                 const char *op); /* without waiting; then conn_free */
+void conn_timeout(struct conn *); /* parked past its `until` */
 void conn_free(struct conn *);
 
-/* ---- end.c: an endpoint --------------------------------------------------- */
+/* ---- end.c: an endpoint ---------------------------------------------------
+ */
 
 void end_init(struct end *, int fd, enum side, int idle_ms);
-void end_clear(struct end *); /* closes; may run twice */
+void end_clear(struct end *);              /* closes; may run twice */
 struct span end_ahead(const struct end *); /* what is buffered */
 void end_consume(struct end *, size_t n);
 enum why end_fill(struct end *, size_t cap, struct fail *); /* >= 1 more byte */
@@ -715,18 +718,19 @@ enum why end_write(struct end *, struct iovec *, int n, struct fail *);
 enum why end_finish(struct end *, struct fail *); /* our direction is over */
 enum why end_splice(struct end *from, struct end *to, const int pipe_fds[2],
                     size_t max, size_t *n, struct fail *); /* plain sockets */
-bool end_wait(struct end *, int ms);  /* something to read, or an end? */
-bool end_pending(struct end *); /* could be read without waiting */
-bool end_quiet(struct end *);         /* alive, and nothing unasked came */
-bool end_gone(struct end *);          /* reset, or closed both ways */
-void end_wake(struct end *);          /* any thread: shutdown(2) both ways */
-void end_drop_buffer(struct end *);   /* while nothing is buffered */
+bool end_wait(struct end *, int ms); /* something to read, or an end? */
+bool end_pending(struct end *);      /* could be read without waiting */
+bool end_quiet(struct end *);        /* alive, and nothing unasked came */
+bool end_gone(struct end *);         /* reset, or closed both ways */
+void end_wake(struct end *);         /* any thread: shutdown(2) both ways */
+void end_drop_buffer(struct end *);  /* while nothing is buffered */
 enum why end_handshake(struct end *, gnutls_session_t, int64_t deadline,
                        struct fail *); /* takes the session */
 void end_alert(struct end *, gnutls_alert_description_t);
 gnutls_session_t end_session(const struct end *); /* NULL: plain */
 
-/* ---- fail.c: reasons, and the clock --------------------------------------- */
+/* ---- fail.c: reasons, and the clock ---------------------------------------
+ */
 
 int64_t now_ms(void), now_us(void); /* monotonic */
 
@@ -739,8 +743,8 @@ enum why fail_sys(struct fail *, enum side, const char *op, int code);
 enum why fail_tls(struct fail *, enum side, const char *op, int rc);
 enum why fail_alert(struct fail *, enum side, const char *op, int alert);
 const char *sys_text(int code);
-const char *why_name(enum why);  /* "idle" */
-const char *why_text(enum why);  /* "quiet for too long" */
+const char *why_name(enum why);   /* "idle" */
+const char *why_text(enum why);   /* "quiet for too long" */
 const char *side_name(enum side); /* "client" */
 int why_status(enum why, enum side);
 const char *why_proxy_error(enum why, enum side); /* RFC 9209 token or NULL */
@@ -752,7 +756,7 @@ bool span_is(struct span, const char *);  /* same bytes */
 bool span_isi(struct span, const char *); /* same but for ASCII case */
 struct span span_of(const char *);
 bool span_number(struct span, uint64_t *); /* all digits, no overflow */
-struct span span_trim(struct span); /* no space or tab around it */
+struct span span_trim(struct span);        /* no space or tab around it */
 
 void head_init(struct head *);
 void head_reset(struct head *); /* empty, memory kept for the next */
@@ -792,13 +796,15 @@ enum exchange_end exchange_run(struct exchange *);
 /* There is no proper request: answer with what x->fail says, and close. */
 enum exchange_end exchange_refuse(struct exchange *);
 
-/* ---- page.c: what weir says itself ---------------------------------------- */
+/* ---- page.c: what weir says itself ----------------------------------------
+ */
 
 enum why page_error(struct exchange *, const struct fail *, struct fail *);
-enum why page_own(struct exchange *, struct fail *); /* our own site */
+enum why page_own(struct exchange *, struct fail *);   /* our own site */
 enum why page_trace(struct exchange *, struct fail *); /* Max-Forwards: 0 */
 
-/* ---- h1.c: HTTP/1 ---------------------------------------------------------- */
+/* ---- h1.c: HTTP/1 ----------------------------------------------------------
+ */
 
 void h1_init(struct h1 *, struct end *, enum side, const struct config *);
 void h1_clear(struct h1 *);
@@ -810,14 +816,16 @@ enum why h1_parse_chunks(struct h1_chunks *, const char *raw, size_t len,
                          size_t *used, struct span *data, struct fail *);
 struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
 
-/* ---- acl.c: who may use weir, and where to ---------------------------------- */
+/* ---- acl.c: who may use weir, and where to ----------------------------------
+ */
 
 bool access_login(const struct config *, struct span user, struct span pass);
 const char *access_client(const struct config *, const struct sockaddr *);
-enum access { /* what is known of a target */
-    ACCESS_GRANTED,    /* nothing is left to be asked: a parent, say */
-    ACCESS_BY_NAME,    /* its name may be reached, its addresses not if denied */
-    ACCESS_BY_ADDRESS, /* only the addresses that are allowed */
+enum access {                 /* what is known of a target */
+              ACCESS_GRANTED, /* nothing is left to be asked: a parent, say */
+              ACCESS_BY_NAME, /* its name may be reached, its addresses not if
+                                 denied */
+              ACCESS_BY_ADDRESS, /* only the addresses that are allowed */
 };
 const char *access_rule(const struct config *, const char *host, uint16_t port,
                         enum access *); /* NULL: it may be reached */
@@ -825,13 +833,14 @@ enum why access_target(const struct client *, const char *host, uint16_t port,
                        enum access *, struct fail *);
 bool access_address(const struct client *, const struct sockaddr *, enum access,
                     const char **rule);
-enum why access_denied(const struct client *, const char *target,
-                       uint16_t port, const char *rule, struct fail *);
+enum why access_denied(const struct client *, const char *target, uint16_t port,
+                       const char *rule, struct fail *);
 /* May this request be made?  Its Proxy-Authorization is looked at. */
 enum why access_request(const struct client *, const struct head *,
                         bool ourselves, struct fail *);
 
-/* ---- socks.c: SOCKS 4, 4a and 5 ---------------------------------------------- */
+/* ---- socks.c: SOCKS 4, 4a and 5
+ * ---------------------------------------------- */
 
 enum why socks_parse(const struct socks *, const char *raw, size_t len,
                      size_t *used, struct socks_said *, struct socks *next);
@@ -847,7 +856,8 @@ size_t socks_put_datagram(char out[22], const struct sockaddr *from);
 enum why socks_ask(struct end *, const struct origin *, const struct parent *,
                    bool *spoke, struct fail *); /* as a client */
 
-/* ---- udp.c: the UDP associations of SOCKS 5 ---------------------------------- */
+/* ---- udp.c: the UDP associations of SOCKS 5
+ * ---------------------------------- */
 
 struct udp_result { /* bytes */
     uint64_t up, down;
@@ -855,9 +865,10 @@ struct udp_result { /* bytes */
 enum why udp_relay(const struct client *, struct end *control,
                    const struct socks *, struct udp_result *, struct fail *);
 
-/* ---- ca.c: our certificate authority, on disk ------------------------------ */
+/* ---- ca.c: our certificate authority, on disk ------------------------------
+ */
 
-struct ca { /* never changes once made */
+struct ca {    /* never changes once made */
     char *dir; /* where it lives */
     gnutls_x509_crt_t crt;
     gnutls_privkey_t key;
@@ -867,7 +878,8 @@ struct ca *ca_new(const char *dir, char *err, size_t cap); /* NULL: ~/.weir */
 void ca_free(struct ca *);
 int ca_crt_begin(gnutls_x509_crt_t, gnutls_pubkey_t, time_t until);
 
-/* ---- leaf.c: certificates for the names we answer for ---------------------- */
+/* ---- leaf.c: certificates for the names we answer for ----------------------
+ */
 
 struct leaf;   /* one certificate with its chain */
 struct leaves; /* all of them */
@@ -883,13 +895,15 @@ void leaf_show(struct leaf *, struct gnutls_pcert_st **chain, unsigned *n,
 size_t leaves_count(struct leaves *);    /* kept now */
 uint64_t leaves_minted(struct leaves *); /* made since the start */
 
-/* ---- hello.c: what a ClientHello says -------------------------------------- */
+/* ---- hello.c: what a ClientHello says --------------------------------------
+ */
 
 enum why hello_parse(const void *raw, size_t len, struct hello *);
 enum why hello_read(struct end *, int64_t deadline, struct hello *,
                     struct fail *); /* consumes nothing */
 
-/* ---- mitm.c: who is intercepted, and TLS towards him ----------------------- */
+/* ---- mitm.c: who is intercepted, and TLS towards him -----------------------
+ */
 
 struct mitm *mitm_new(const struct config *, char *err, size_t cap);
 void mitm_free(struct mitm *);
@@ -900,7 +914,8 @@ enum why mitm_accept(struct mitm *, struct end *, const char *name,
                      const struct names *, unsigned alpn, int64_t deadline,
                      struct fail *); /* TLS server on end as `name` */
 
-/* ---- dns.c: names to addresses --------------------------------------------- */
+/* ---- dns.c: names to addresses ---------------------------------------------
+ */
 
 struct address {
     struct sockaddr_storage at;
@@ -919,7 +934,8 @@ struct resolver { /* the C library's, unless a test puts its own here */
 };
 extern struct resolver dns_resolver; /* set before the first lookup */
 
-/* ---- dial.c: host and port -> connected socket ----------------------------- */
+/* ---- dial.c: host and port -> connected socket -----------------------------
+ */
 
 enum why dial(const struct client *, const char *host, uint16_t port,
               enum access, int *fd, char addr[ADDR_MAX], struct clock_marks *,
@@ -927,7 +943,8 @@ enum why dial(const struct client *, const char *host, uint16_t port,
 void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 
-/* ---- breaker.c: origins that cannot be connected to ------------------------- */
+/* ---- breaker.c: origins that cannot be connected to -------------------------
+ */
 
 struct breaker *breaker_new(void);
 void breaker_free(struct breaker *);
@@ -936,7 +953,8 @@ enum why breaker_ask(struct breaker *, const char *host, uint16_t port,
 void breaker_tell(struct breaker *, const char *host, uint16_t port, bool trial,
                   enum why, uint64_t conn);
 
-/* ---- parent.c: ways out through other proxies ------------------------------- */
+/* ---- parent.c: ways out through other proxies -------------------------------
+ */
 
 struct parent *parent_parse(const char *text); /* NULL: malformed */
 struct parent *parent_take(struct parent *);
@@ -956,7 +974,8 @@ struct secure;
 enum why parent_open(const struct client *, struct secure *, struct upstream *,
                      bool *again, struct fail *);
 
-/* ---- secure.c: TLS to origins, and what is remembered of them --------------- */
+/* ---- secure.c: TLS to origins, and what is remembered of them ---------------
+ */
 
 struct secure; /* trust, resumption data, remembered origins */
 struct secure *secure_new(const struct config *, char *err, size_t cap);
@@ -969,7 +988,8 @@ void secure_save_ticket(struct secure *, struct upstream *);
 bool secure_known(struct secure *, const struct origin *, struct known *);
 const char *cert_text(int status); /* why a certificate was refused */
 
-/* ---- upstream.c: target -> connected, ready origin ------------------------- */
+/* ---- upstream.c: target -> connected, ready origin -------------------------
+ */
 
 struct upstreams *upstreams_new(const struct config *, char *err, size_t cap);
 void upstreams_free(struct upstreams *);
@@ -980,14 +1000,16 @@ void upstreams_reap(struct upstreams *,
 struct upstream *upstream_dial(const struct client *, const struct origin *,
                                struct fail *);
 /* TLS on a bare way to an https origin, and the codec to speak on. */
-enum why upstream_ready(const struct client *, struct upstream *, struct fail *);
+enum why upstream_ready(const struct client *, struct upstream *,
+                        struct fail *);
 /* A way to speak HTTP on: reused (unless fresh), or dialled and made ready. */
 struct upstream *upstream_take(const struct client *, const struct origin *,
                                bool fresh, struct fail *);
 void upstream_give(const struct client *, struct upstream *); /* for reuse */
 bool upstream_alive(struct upstream *); /* idle, and fit for an exchange? */
-void upstream_free(struct upstream *); /* closes; NULL: nothing */
-bool upstream_has(const struct client *, const struct origin *); /* an idle one */
+void upstream_free(struct upstream *);  /* closes; NULL: nothing */
+bool upstream_has(const struct client *,
+                  const struct origin *); /* an idle one */
 bool upstream_known(const struct client *, const struct origin *,
                     struct known *);
 bool origin_same(const struct origin *, const struct origin *);
@@ -1000,7 +1022,8 @@ void upstream_judge(const struct client *, struct upstream *,
 /* Keep of a proxy request what a parent has to be told. */
 void upstream_note_request(struct client *, const struct head *);
 
-/* ---- tunnel.c: bytes both ways ---------------------------------------------- */
+/* ---- tunnel.c: bytes both ways ----------------------------------------------
+ */
 
 struct tunnel_side { /* an end, or a stream of an h2/h3 session */
     struct end *end;
@@ -1010,7 +1033,8 @@ void tunnel_run(struct worker *, const struct weir *, struct tunnel_side client,
                 struct tunnel_side server, int idle_ms, int half_closed_ms,
                 struct tunnel_result *);
 
-/* ---- log.c: one event, one line, one write(2) -------------------------------- */
+/* ---- log.c: one event, one line, one write(2)
+ * -------------------------------- */
 
 struct line { /* a line being written */
     char at[4096];
@@ -1026,9 +1050,10 @@ void log_begin(struct line *, enum level, const char *event, uint64_t conn);
 void log_str(struct line *, const char *key, const char *value);
 void log_span(struct line *, const char *key, struct span value);
 void log_int(struct line *, const char *key, int64_t value);
-void log_ms(struct line *, const char *key, int64_t us); /* 1.234; <0: left out */
+void log_ms(struct line *, const char *key,
+            int64_t us); /* 1.234; <0: left out */
 struct hop;
-void log_hop(struct line *, const struct hop *); /* parent= and its times */
+void log_hop(struct line *, const struct hop *);   /* parent= and its times */
 void log_fail(struct line *, const struct fail *); /* why= by= op= error= */
 void log_send(struct line *);
 /* A whole line: event and free text; conn 0: none. */

@@ -37,8 +37,8 @@ struct memory { /* of one origin */
     struct known known;
     int64_t known_at, ticket_at; /* ms; 0: nothing known, no ticket */
     gnutls_datum_t ticket;
-    struct memory *next;           /* in its bucket */
-    struct memory *newer, *older;  /* by last use */
+    struct memory *next;          /* in its bucket */
+    struct memory *newer, *older; /* by last use */
 };
 
 struct secure {
@@ -51,7 +51,8 @@ struct secure {
     size_t n;
 };
 
-/* ---- certificates in words ------------------------------------------------- */
+/* ---- certificates in words -------------------------------------------------
+ */
 
 /* Why a certificate was refused: gnutls_certificate_status_t bits, the most
  * telling one first.  A literal, never NULL. */
@@ -118,8 +119,7 @@ names_of(gnutls_x509_crt_t crt, struct names *names)
     for (unsigned i = 0;; i++) {
         char at[HOST_MAX + 1];
         size_t len = sizeof at;
-        int type =
-            gnutls_x509_crt_get_subject_alt_name(crt, i, at, &len, NULL);
+        int type = gnutls_x509_crt_get_subject_alt_name(crt, i, at, &len, NULL);
 
         if (type == GNUTLS_E_SHORT_MEMORY_BUFFER)
             continue; /* longer than any DNS name */
@@ -158,7 +158,8 @@ verify(gnutls_session_t session, const char *host, struct fail *f)
                      (int)status, cert_text);
 }
 
-/* ---- the memory ------------------------------------------------------------ */
+/* ---- the memory ------------------------------------------------------------
+ */
 
 static size_t
 bucket_of(const struct origin *o)
@@ -345,7 +346,8 @@ use_ticket(struct secure *s, gnutls_session_t session,
     pthread_mutex_unlock(&s->lock);
 }
 
-/* ---- connections ------------------------------------------------------------- */
+/* ---- connections
+ * ------------------------------------------------------------- */
 
 static int
 offer_alpn(gnutls_session_t session, unsigned alpn)
@@ -387,8 +389,8 @@ session_new(struct secure *s, gnutls_certificate_credentials_t trust,
         return NULL;
     }
     if ((rc = gnutls_priority_set(session, s->priority)) < 0 ||
-        (rc = gnutls_credentials_set(session, GNUTLS_CRD_CERTIFICATE,
-                                     trust)) < 0 ||
+        (rc = gnutls_credentials_set(session, GNUTLS_CRD_CERTIFICATE, trust)) <
+            0 ||
         (rc = offer_alpn(session, alpn)) < 0 ||
         (!host_is_address(name) &&
          (rc = gnutls_server_name_set(session, GNUTLS_NAME_DNS, name,
@@ -456,15 +458,16 @@ secure_parent(struct secure *s, const struct client *c, struct end *end,
 
     if (session == NULL)
         return f->why;
-    why = end_handshake(end, session, now_ms() + c->conf->connect_s * 1000LL,
-                        f);
+    why =
+        end_handshake(end, session, now_ms() + c->conf->connect_s * 1000LL, f);
     if (why == WHY_NONE && !match_host(c->conf->insecure, p->host, p->port) &&
         (why = verify(session, p->host, f)) != WHY_NONE)
         end_alert(end, GNUTLS_A_BAD_CERTIFICATE);
     return why;
 }
 
-/* ---- start and end ------------------------------------------------------------ */
+/* ---- start and end
+ * ------------------------------------------------------------ */
 
 /* The system's roots, and those of a file if there is one.  False: err. */
 static bool

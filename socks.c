@@ -13,8 +13,8 @@
  * Blocks   while the client takes an answer of a few bytes.
  */
 #include <arpa/inet.h>
-#include <netinet/in.h>
 #include <errno.h>
+#include <netinet/in.h>
 #include <string.h>
 
 #include "proxy.h"
@@ -33,7 +33,8 @@ enum {
     TYPE_V6 = 4,
 };
 
-/* ---- parsing: pure ---------------------------------------------------------- */
+/* ---- parsing: pure ----------------------------------------------------------
+ */
 
 static enum why
 malformed(struct socks_said *said, enum socks_code code)
@@ -289,7 +290,8 @@ socks_put_datagram(char out[22], const struct sockaddr *from)
     return 4 + n + 2;
 }
 
-/* ---- answers ------------------------------------------------------------------ */
+/* ---- answers
+ * ------------------------------------------------------------------ */
 
 static enum why
 send_bytes(struct end *end, const void *at, size_t len, struct fail *f)
@@ -379,12 +381,14 @@ answer_hello(struct socks *s, struct end *end, const struct socks_said *said,
                : fail_own(f, SIDE_CLIENT, WHY_PROTO, "no SOCKS method we know");
 }
 
-/* RFC 1929 section 2: 0 is success, and anything else is followed by a close. */
+/* RFC 1929 section 2: 0 is success, and anything else is followed by a close.
+ */
 static enum why
 answer_login(struct socks *s, struct end *end, const struct socks_said *said,
              const struct config *conf, struct fail *f)
 {
-    bool good = conf->n_users == 0 || access_login(conf, said->user, said->pass);
+    bool good =
+        conf->n_users == 0 || access_login(conf, said->user, said->pass);
     unsigned char out[2] = {1, !good};
     enum why why = send_bytes(end, out, sizeof out, f);
 
@@ -443,8 +447,7 @@ socks_listen(struct socks *s, struct end *end, const struct client *c,
         struct socks_said said;
         struct socks next;
         size_t used = 0;
-        enum why why =
-            socks_parse(s, ahead.at, ahead.len, &used, &said, &next);
+        enum why why = socks_parse(s, ahead.at, ahead.len, &used, &said, &next);
 
         if (why == WHY_MORE)
             return why;
@@ -463,7 +466,8 @@ socks_listen(struct socks *s, struct end *end, const struct client *c,
     }
 }
 
-/* ---- as a client of a parent ---------------------------------------------------- */
+/* ---- as a client of a parent
+ * ---------------------------------------------------- */
 
 static enum why
 bad_answer(struct fail *f, const char *op)
@@ -480,7 +484,8 @@ need(struct end *end, size_t n, struct fail *f)
         enum why why = end_fill(end, END_BUF, f);
 
         if (why == WHY_EOF)
-            return fail_own(f, SIDE_ORIGIN, WHY_EOF, "read the parent's answer");
+            return fail_own(f, SIDE_ORIGIN, WHY_EOF,
+                            "read the parent's answer");
         if (why != WHY_NONE)
             return why;
     }
@@ -548,8 +553,8 @@ ask_method(struct end *end, const struct parent *p, bool *spoke, struct fail *f)
     if (method != METHOD_NO_MATCH)
         return bad_answer(f, "the parent chose a method nobody offered");
     *spoke = true;
-    return fail_say(f, SIDE_ORIGIN, WHY_PARENT_LOGIN, "SOCKS",
-                    "%s wants %s", p->text,
+    return fail_say(f, SIDE_ORIGIN, WHY_PARENT_LOGIN, "SOCKS", "%s wants %s",
+                    p->text,
                     user ? "no password but something else" : "a user");
 }
 
@@ -604,8 +609,7 @@ refused_with(struct fail *f, const struct parent *p, unsigned char code)
 
 /* RFC 1928 section 6.  The address in it is of no use to us. */
 static enum why
-get_answer(struct end *end, const struct parent *p, bool *spoke,
-           struct fail *f)
+get_answer(struct end *end, const struct parent *p, bool *spoke, struct fail *f)
 {
     enum why why = need(end, 5, f);
     unsigned char head[5];

@@ -49,14 +49,15 @@ struct tunnel {
     int idle_ms, half_closed_ms;
     /* either pump, at any time */
     atomic_bool stop;
-    atomic_int n_done;      /* directions that have ended */
-    atomic_int first;       /* the side that ended first, -1: none yet */
-    atomic_llong moved_at;  /* idle means quiet BOTH ways, hence shared */
+    atomic_int n_done;     /* directions that have ended */
+    atomic_int first;      /* the side that ended first, -1: none yet */
+    atomic_llong moved_at; /* idle means quiet BOTH ways, hence shared */
     /* one pump each; read after the join */
     struct pump up, down;
 };
 
-/* ---- a side: an end, or a stream ------------------------------------------- */
+/* ---- a side: an end, or a stream -------------------------------------------
+ */
 
 static enum why
 side_write(struct tunnel_side *s, const char *at, size_t len, struct fail *f)
@@ -106,7 +107,8 @@ side_wake(struct tunnel_side *s)
         s->http->ops->abort(s->http, WHY_IDLE);
 }
 
-/* ---- one direction ----------------------------------------------------------- */
+/* ---- one direction
+ * ----------------------------------------------------------- */
 
 /* Quiet both ways for longer than allowed?  If not, read on. */
 static bool
@@ -285,8 +287,11 @@ static void
 pump_init(struct pump *p, struct tunnel *t, struct tunnel_side *from,
           struct tunnel_side *to, enum side from_side)
 {
-    *p = (struct pump){.tunnel = t, .from = from, .to = to,
-                       .from_side = from_side, .pipe = {-1, -1}};
+    *p = (struct pump){.tunnel = t,
+                       .from = from,
+                       .to = to,
+                       .from_side = from_side,
+                       .pipe = {-1, -1}};
 }
 
 /* Reads wake up once in idle_ms and look at the shared clock. */
@@ -318,8 +323,11 @@ tunnel_run(struct worker *w, const struct weir *weir, struct tunnel_side client,
            struct tunnel_side server, int idle_ms, int half_closed_ms,
            struct tunnel_result *r)
 {
-    struct tunnel t = {.weir = weir, .client = client, .server = server,
-                       .idle_ms = idle_ms, .half_closed_ms = half_closed_ms,
+    struct tunnel t = {.weir = weir,
+                       .client = client,
+                       .server = server,
+                       .idle_ms = idle_ms,
+                       .half_closed_ms = half_closed_ms,
                        .first = -1};
 
     atomic_store(&t.moved_at, now_ms());

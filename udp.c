@@ -1,10 +1,10 @@
 /*
  * udp.c - the UDP associations of SOCKS 5.
  *
- * A client asks for one on a TCP connection and then sends datagrams to the port
- * it is told, each with its target in front; what comes back has its source in
- * front.  The association ends with its TCP connection, or when nothing came for
- * idle_s.
+ * A client asks for one on a TCP connection and then sends datagrams to the
+ * port it is told, each with its target in front; what comes back has its
+ * source in front.  The association ends with its TCP connection, or when
+ * nothing came for idle_s.
  *
  * Follows  RFC 1928 section 7.  Fragments are dropped, as it allows.  Only the
  *          address that the TCP connection comes from may send, and only the
@@ -25,9 +25,9 @@
 
 enum {
     DATAGRAM_MAX = 65536,
-    HEAD_MAX = 22,     /* 2 + 1 + 1 + 16 + 2: our heads name addresses */
-    KNOWN_MS = 10000,  /* how long a target is not looked up again */
-    LOOK_MS = 1000,    /* how often the clocks are looked at */
+    HEAD_MAX = 22,    /* 2 + 1 + 1 + 16 + 2: our heads name addresses */
+    KNOWN_MS = 10000, /* how long a target is not looked up again */
+    LOOK_MS = 1000,   /* how often the clocks are looked at */
 };
 
 struct target { /* the last one, with the head that names it */
@@ -40,7 +40,7 @@ struct target { /* the last one, with the head that names it */
 
 struct relay {
     const struct client *client;
-    int inner, outer4, outer6; /* -1: none */
+    int inner, outer4, outer6;    /* -1: none */
     struct sockaddr_storage peer; /* the client's; port 0: not known yet */
     struct target target;
     bool denied_said;
@@ -49,7 +49,8 @@ struct relay {
     struct udp_result *r;
 };
 
-/* ---- addresses --------------------------------------------------------------- */
+/* ---- addresses
+ * --------------------------------------------------------------- */
 
 static uint16_t *
 port_of(struct sockaddr_storage *sa)
@@ -81,8 +82,8 @@ same_host(const struct sockaddr_storage *a, const struct sockaddr_storage *b)
 static int
 open_on(struct sockaddr_storage *sa)
 {
-    int fd = socket(sa->ss_family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK,
-                    0);
+    int fd =
+        socket(sa->ss_family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     socklen_t len = length_of(sa);
 
     *port_of(sa) = 0;
@@ -109,7 +110,8 @@ outer_for(struct relay *y, int family)
     return *fd;
 }
 
-/* ---- upwards ----------------------------------------------------------------- */
+/* ---- upwards
+ * ----------------------------------------------------------------- */
 
 /* One log line an association, however many datagrams are denied. */
 static bool
@@ -214,7 +216,8 @@ carry_up(struct relay *y)
     return true;
 }
 
-/* ---- downwards ------------------------------------------------------------------ */
+/* ---- downwards
+ * ------------------------------------------------------------------ */
 
 /* One datagram for the client.  False: there is none any more. */
 static bool
@@ -241,7 +244,8 @@ carry_down(struct relay *y, int fd)
     return true;
 }
 
-/* ---- an association ---------------------------------------------------------------- */
+/* ---- an association
+ * ---------------------------------------------------------------- */
 
 /* Something came on the TCP connection.  What it says does not matter; that it
  * has ended does. */
@@ -280,9 +284,8 @@ relay_run(struct relay *y, struct end *control, struct fail *f)
         for (int n = 0; p[1].revents != 0 && n < 64 && carry_up(y); n++)
             ;
         for (int i = 2; i < 4; i++)
-            for (int n = 0; p[i].revents != 0 && n < 64 &&
-                            carry_down(y, p[i].fd);
-                 n++)
+            for (int n = 0;
+                 p[i].revents != 0 && n < 64 && carry_down(y, p[i].fd); n++)
                 ;
         if (now_ms() - y->moved_at >= idle_ms)
             return fail_own(f, SIDE_CLIENT, WHY_IDLE, "UDP association");
@@ -320,8 +323,12 @@ enum why
 udp_relay(const struct client *c, struct end *control, const struct socks *s,
           struct udp_result *r, struct fail *f)
 {
-    struct relay y = {.client = c, .inner = -1, .outer4 = -1, .outer6 = -1,
-                      .moved_at = now_ms(), .r = r};
+    struct relay y = {.client = c,
+                      .inner = -1,
+                      .outer4 = -1,
+                      .outer6 = -1,
+                      .moved_at = now_ms(),
+                      .r = r};
     struct sockaddr_storage bound = {0};
     struct fail ignored = {0};
     enum why why = WHY_NONE;

@@ -62,7 +62,8 @@ bucket_of(const struct origin *o)
     return h & (BUCKETS - 1);
 }
 
-/* ---- the cache ----------------------------------------------------------------- */
+/* ---- the cache
+ * ----------------------------------------------------------------- */
 
 /* Needs us->lock. */
 static void
@@ -138,8 +139,8 @@ upstream_alive(struct upstream *up)
     return end_quiet(&up->end);
 }
 
-/* Targets may have been denied since it was opened.  What was opened under other
- * settings is not asked again but opened again. */
+/* Targets may have been denied since it was opened.  What was opened under
+ * other settings is not asked again but opened again. */
 static bool
 still_granted(const struct client *c, const struct upstream *up)
 {
@@ -158,15 +159,15 @@ cache_take_alive(const struct client *c, const struct origin *o,
     struct upstream *up;
 
     while ((up = cache_take(us, o, parent)) != NULL) {
-        if (up->given_at >= since && still_granted(c, up) &&
-            upstream_alive(up))
+        if (up->given_at >= since && still_granted(c, up) && upstream_alive(up))
             return up;
         upstream_free(up);
     }
     return NULL;
 }
 
-/* ---- ways ------------------------------------------------------------------------ */
+/* ---- ways
+ * ------------------------------------------------------------------------ */
 
 /* Close and forget a way, wherever it is in its life. */
 void
@@ -409,10 +410,9 @@ void
 upstream_judge(const struct client *c, struct upstream *up,
                const struct fail *f)
 {
-    if (!up->absolute || (f != NULL && (f->side != SIDE_ORIGIN ||
-                                        f->why == WHY_IDLE ||
-                                        f->why == WHY_LATE ||
-                                        f->received != 0)))
+    if (!up->absolute ||
+        (f != NULL && (f->side != SIDE_ORIGIN || f->why == WHY_IDLE ||
+                       f->why == WHY_LATE || f->received != 0)))
         return;
     parent_judge(up->parent, f, c->id);
 }
@@ -439,9 +439,9 @@ upstream_note_request(struct client *c, const struct head *req)
                 continue;
             if (len + item.len + 3 > sizeof c->via)
                 len = 0;
-            len += (size_t)snprintf(c->via + len, sizeof c->via - len,
-                                    "%s%.*s", len > 0 ? ", " : "",
-                                    (int)item.len, item.at);
+            len +=
+                (size_t)snprintf(c->via + len, sizeof c->via - len, "%s%.*s",
+                                 len > 0 ? ", " : "", (int)item.len, item.at);
         }
     }
     f = head_find(req, "Proxy-Authorization", NULL);
@@ -460,7 +460,8 @@ upstream_known(const struct client *c, const struct origin *o,
     return secure_known(c->weir->upstreams->secure, o, out);
 }
 
-/* ---- start, every second, end ------------------------------------------------------ */
+/* ---- start, every second, end
+ * ------------------------------------------------------ */
 
 /* Load the trust store; NULL: err says why. */
 struct upstreams *

@@ -71,8 +71,7 @@ static void
 test_v4(void)
 {
     static char flood[600] = "\4\1\0\120\12\0\0\1";
-    struct probe p =
-        good(fresh, BYTES("\4\1\0\120\12\0\0\1ann\0"), "SOCKS 4");
+    struct probe p = good(fresh, BYTES("\4\1\0\120\12\0\0\1ann\0"), "SOCKS 4");
 
     is_int(p.next.version, 4, "version 4");
     is_int(p.next.command, SOCKS_CONNECT, "CONNECT");
@@ -144,8 +143,7 @@ test_request(void)
     is_str(p.next.host, "127.0.0.1", "its host");
     is_int(p.next.port, 8080, "its port");
     is_int(p.next.command, SOCKS_CONNECT, "CONNECT");
-    p = good(s,
-             BYTES("\5\1\0\4\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\1\1\273"),
+    p = good(s, BYTES("\5\1\0\4\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\1\1\273"),
              "an IPv6 address");
     is_str(p.next.host, "::1", "its host");
     p = good(s, BYTES("\5\1\0\3\13Example.COM\0\120"), "a name");
@@ -177,12 +175,16 @@ test_code(void)
         int code;
         enum socks_code want;
     } codes[] = {
-        {WHY_POLICY, 0, 2},          {WHY_LOOP, 0, 2},
+        {WHY_POLICY, 0, 2},
+        {WHY_LOOP, 0, 2},
         {WHY_UNREACHABLE, ENETUNREACH, 3},
         {WHY_UNREACHABLE, EHOSTUNREACH, 4},
-        {WHY_DNS, 0, 4},             {WHY_DNS_LATE, 0, 4},
-        {WHY_REFUSED, 0, 5},         {WHY_CONNECT_LATE, 0, 6},
-        {WHY_SYS, ECONNRESET, 1},    {WHY_BUSY, 0, 1},
+        {WHY_DNS, 0, 4},
+        {WHY_DNS_LATE, 0, 4},
+        {WHY_REFUSED, 0, 5},
+        {WHY_CONNECT_LATE, 0, 6},
+        {WHY_SYS, ECONNRESET, 1},
+        {WHY_BUSY, 0, 1},
         {WHY_TLS, 0, 1},
     };
 
@@ -204,10 +206,12 @@ test_users(void)
         const char *user, *pass;
         bool good;
     } logins[] = {
-        {"ann", "secret", true}, {"bob", "a:b", true},   {"ann", "a:b", false},
-        {"bob", "secret", false}, {"ann", "", false},    {"", "", false},
-        {"", "secret", false},   {"ann", "secre", false}, {"an", "secret", false},
-        {"ann", "secrets", false}, {"Ann", "secret", false},
+        {"ann", "secret", true},  {"bob", "a:b", true},
+        {"ann", "a:b", false},    {"bob", "secret", false},
+        {"ann", "", false},       {"", "", false},
+        {"", "secret", false},    {"ann", "secre", false},
+        {"an", "secret", false},  {"ann", "secrets", false},
+        {"Ann", "secret", false},
     };
 
     if (!ok(conf != NULL, "two users"))

@@ -76,8 +76,8 @@ __attribute__((format(printf, 5, 6), unused)) static bool
 tap_str(const char *got, const char *want, const char *file, int line,
         const char *fmt, ...)
 {
-    bool same = got != NULL && want != NULL ? strcmp(got, want) == 0
-                                            : got == want;
+    bool same =
+        got != NULL && want != NULL ? strcmp(got, want) == 0 : got == want;
     va_list ap;
 
     va_start(ap, fmt);
@@ -89,10 +89,10 @@ tap_str(const char *got, const char *want, const char *file, int line,
 }
 
 #define ok(good, ...) tap_ok((good), __FILE__, __LINE__, __VA_ARGS__)
-#define is_int(got, want, ...)                                                 \
-    tap_int((long long)(got), (long long)(want), __FILE__, __LINE__,           \
+#define is_int(got, want, ...)                                       \
+    tap_int((long long)(got), (long long)(want), __FILE__, __LINE__, \
             __VA_ARGS__)
-#define is_str(got, want, ...)                                                 \
+#define is_str(got, want, ...) \
     tap_str((got), (want), __FILE__, __LINE__, __VA_ARGS__)
 
 __attribute__((unused)) static int

@@ -26,7 +26,8 @@ parse(const struct socks *s, const uint8_t *data, size_t len, size_t *used,
     memcpy(copy, data, len);
     why = socks_parse(s, copy, len, used, &said, next);
     if (why == WHY_NONE && s->wants == SOCKS_LOGIN && next->version == 5)
-        assert(said.user.len > 0 && said.user.at + said.user.len <= copy + len &&
+        assert(said.user.len > 0 &&
+               said.user.at + said.user.len <= copy + len &&
                said.pass.at + said.pass.len <= copy + len);
     free(copy);
     return why;
