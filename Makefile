@@ -20,8 +20,8 @@ PKG_TEST  = $(PKG_RUN) perl libio-socket-ssl-perl curl openssl socat nginx \
             gnutls-bin chromium libnss3-tools util-linux
 PKG_FUZZ  = $(PKG_RUN) clang
 PKG_LINT  = $(PKG_RUN) clang-tidy cppcheck clang-format
-PKG_BENCH = $(PKG_TEST) squid-openssl haproxy tinyproxy mitmproxy \
-            dante-server sslsplit
+PKG_BENCH = $(PKG_RUN) perl squid-openssl haproxy tinyproxy mitmproxy nginx \
+            dante-server sslsplit hitch nghttp2-proxy
 
 # ---- what is built --------------------------------------------------------
 CFLAGS    = -O2 -g

@@ -42,7 +42,7 @@ enum {
     WEEK_S = 7 * 24 * 3600, /* in ms it still is an int */
 };
 
-/* ---- what can be set ---------------------------------------------------- */
+/* ---- what can be set ----------------------------------------------------- */
 
 enum kind {
     KIND_INT,      /* int: a whole number from min to max */
@@ -112,6 +112,8 @@ static const struct row rows[] = {
           "weir's name in Via fields; empty: made at start"),
     INT("proxy", workers, 256, 1, 100000,
         "connections that are worked on at the same time"),
+    INT("proxy", exchanges, 1024, 1, 100000,
+        "requests on HTTP/2 streams that are worked on at the same time"),
     INT("proxy", queue, 1024, 1, 1000000,
         "connections that may wait for a worker"),
     INT("proxy", stack_kib, 256, 128, 65536, "stack of each thread, in KiB"),
@@ -168,6 +170,28 @@ static const struct row rows[] = {
             "PEM file with CAs to trust for https:// parents"),
     VALUE("upstream", "forward_proxy_auth", BOOL, forward_proxy_auth, "no",
           "show a parent without a password the client's own"),
+    POINTER("upstream", "h2c", MATCH, h2c, "",
+            "servers without TLS that are spoken to in HTTP/2"),
+
+    INT("http2", streams, 256, 1, 10000,
+        "streams that a client may have open on one connection"),
+    INT("http2", window_kib, 256, 64, 16384,
+        "content that a stream may have on its way, in KiB"),
+    INT("http2", session_kib, 4096, 64, 1048576,
+        "content that a connection may have on its way, in KiB"),
+    INT("http2", stall_s, 30, 1, WEEK_S,
+        "longest wait for a peer that takes no content, in seconds"),
+    INT("http2", resets, 500, 1, 1000000,
+        "stream resets and errors of a peer in 10 seconds"),
+    INT("http2", settings, 100, 1, 1000000,
+        "SETTINGS frames of a peer in 10 seconds"),
+    INT("http2", pings, 200, 1, 1000000, "PING frames of a peer in 10 seconds"),
+    INT("http2", empty_frames, 100, 1, 1000000,
+        "frames without content of a peer in 10 seconds"),
+    INT("http2", priorities, 1000, 1, 1000000,
+        "PRIORITY and unknown frames of a peer in 10 seconds"),
+    INT("http2", updates, 2000, 1, 1000000,
+        "WINDOW_UPDATE frames of a peer in 10 seconds that nothing called for"),
 
     INT("tunnel", stream_idle_s, 600, 1, WEEK_S,
         "longest quiet in a WebSocket or event stream, in seconds"),
@@ -184,6 +208,8 @@ static const struct row rows[] = {
             "hosts that are not intercepted"),
     POINTER("intercept", "dir", PATH, dir, "~/.weir",
             "directory of weir's CA, made at the first start"),
+    WORD("intercept", "alpn", alpn, "mirror|h2|http/1.1", "mirror",
+         "HTTP version offered to clients: the server's, or always this"),
     INT("intercept", leaf_days, 45, 1, 825,
         "days that a certificate made for a host is valid"),
     INT("intercept", leaf_cache, 1024, 1, 1000000,
@@ -216,7 +242,7 @@ config_key(size_t i)
     return i < N_ROWS ? &rows[i].key : NULL;
 }
 
-/* ---- one value into its field ------------------------------------------- */
+/* ---- one value into its field -------------------------------------------- */
 
 struct given { /* one `key = value`, wherever it stands */
     struct config *conf;

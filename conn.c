@@ -23,16 +23,15 @@
 #include "proxy.h"
 
 enum {
+    PREFACE_SURE = 4,      /* bytes: "PRI " */
     CLOSE_MS = 1000,       /* how long a closing connection is drained */
     BOTH_SPEAK_MS = 20,    /* how much later than a server a client may speak */
     FIRST_LINE_MAX = 8192, /* of what may be HTTP behind a CONNECT */
 };
 
-/* ---- waiting and parking
- * ----------------------------------------------------------- */
+/* ---- waiting and parking ------------------------------------------------- */
 
-/* Give the worker back until the client sends something, or until `until_ms`.
- */
+/* Give the worker back until the client sends something, or `until_ms`. */
 static enum conn_state
 park(struct conn *c, enum conn_state resume, int64_t until_ms)
 {
@@ -64,10 +63,26 @@ goodbye(struct conn *c, const struct fail *f)
     return ST_CLOSE;
 }
 
-/* ---- detect
- * -------------------------------------------------------------------------- */
+/* ---- detect -------------------------------------------------------------- */
 
-enum speaks { SPEAKS_UNCLEAR, SPEAKS_TLS, SPEAKS_HTTP, SPEAKS_OTHER };
+enum speaks {
+    SPEAKS_UNCLEAR,
+    SPEAKS_TLS,
+    SPEAKS_HTTP,
+    SPEAKS_H2,
+    SPEAKS_OTHER
+};
+
+/* Does it begin as an HTTP/2 client does (RFC 9113 section 3.4)?  From
+ * PREFACE_SURE bytes on it can be nothing else. */
+static bool
+is_preface(struct span s)
+{
+    static const char preface[] = "PRI * HTTP/2.0\r\n";
+    size_t n = s.len < sizeof preface - 1 ? s.len : sizeof preface - 1;
+
+    return n > 0 && memcmp(s.at, preface, n) == 0;
+}
 
 /* The first line of what may be HTTP/1.  A method that everybody knows is
  * enough; for any other the line has to end as a request line does. */
@@ -82,7 +97,9 @@ speaks_line(struct span s)
         method.len = (size_t)(space - s.at);
     if (method.len > 0 && method.at[method.len - 1] == '\r')
         method.len--;
-    if (!is_token(method) || span_is(method, "PRI"))
+    if (is_preface(s))
+        return s.len < PREFACE_SURE ? SPEAKS_UNCLEAR : SPEAKS_H2;
+    if (!is_token(method))
         return SPEAKS_OTHER;
     if (space != NULL && method_of(method) != METHOD_OTHER)
         return SPEAKS_HTTP;
@@ -150,15 +167,17 @@ detect_inside(struct conn *c)
 
     if (c->opaque)
         return ST_TUNNEL;
+    if (c->alpn_h2)
+        return ST_SESSION;
     while (why == WHY_NONE &&
            (what = speaks_what(end_ahead(&c->end))) == SPEAKS_UNCLEAR)
         why = sniff_more(c, &until, &f);
     if (what == SPEAKS_TLS)
         return ST_HANDSHAKE;
-    if (what == SPEAKS_HTTP &&
+    if ((what == SPEAKS_HTTP || what == SPEAKS_H2) &&
         (c->target.tls ||
          mitm_wants(c->client.conf, c->target.host, c->target.port)))
-        return ST_REQUEST;
+        return what == SPEAKS_H2 ? ST_SESSION : ST_REQUEST;
     if (c->end.len == 0 && c->target.tls) {
         if (why != WHY_IDLE)
             return goodbye(c, &f);
@@ -171,6 +190,24 @@ detect_inside(struct conn *c)
     return ST_TUNNEL;
 }
 
+/* It seems to be HTTP/2: so far "P" may also begin a POST. */
+static enum conn_state
+detect_session(struct conn *c)
+{
+    int64_t until = now_ms() + c->client.conf->head_s * 1000LL;
+
+    struct fail f = {0};
+    enum why why = WHY_NONE;
+
+    while (why == WHY_NONE && c->end.len < PREFACE_SURE &&
+           is_preface(end_ahead(&c->end)))
+        why = sniff_more(c, &until, &f);
+    if (c->end.len >= PREFACE_SURE && is_preface(end_ahead(&c->end)))
+        return ST_SESSION;
+    c->spoke = c->client.tls ? "tls+http/1" : "http/1";
+    return ST_REQUEST;
+}
+
 /* The first bytes on our port, or inside TLS that was for ourselves. */
 static enum conn_state
 conn_detect(struct conn *c)
@@ -180,6 +217,8 @@ conn_detect(struct conn *c)
 
     if (c->target_known && !c->client.own_name)
         return detect_inside(c);
+    if (c->alpn_h2)
+        return ST_SESSION;
     if (c->end.len == 0) {
         c->end.idle_ms = c->client.conf->linger_ms;
         why = end_fill(&c->end, END_BUF, &f);
@@ -204,13 +243,14 @@ conn_detect(struct conn *c)
         c->socks.until = now_ms() + c->client.conf->head_s * 1000LL;
         return ST_SOCKS;
     }
+    if (is_preface(end_ahead(&c->end)))
+        return detect_session(c);
     /* Whatever else it is, HTTP/1 knows how to refuse it. */
     c->spoke = c->client.tls ? "tls+http/1" : "http/1";
     return ST_REQUEST;
 }
 
-/* ---- handshake
- * ------------------------------------------------------------------------- */
+/* ---- handshake ----------------------------------------------------------- */
 
 /* A client refused our certificate: say how to leave its host alone. */
 static void
@@ -225,11 +265,51 @@ log_refusal(const struct conn *c, const char *name, const struct fail *f)
             mitm_dir(c->client.weir->mitm), name);
 }
 
+/* What we speak with clients that mean us. */
+static unsigned
+own_alpn(const struct conn *c)
+{
+    return c->hello.alpn &
+           (c->client.conf->alpn == ALPN_NEVER_H2 ? ALPN_HTTP1
+                                                  : ALPN_HTTP1 | ALPN_H2);
+}
+
+/* What is offered to a client that believes we are the origin: what that
+ * speaks, unless the settings say another.  A client that knows HTTP/2 alone
+ * gets it, whatever the origin speaks: we translate. */
+static unsigned
+mirrored_alpn(const struct conn *c, unsigned origin)
+{
+    unsigned client = c->hello.alpn & (ALPN_HTTP1 | ALPN_H2);
+
+    switch (c->client.conf->alpn) {
+    case ALPN_ALWAYS_H2:
+        return client;
+    case ALPN_NEVER_H2:
+        return client & ALPN_HTTP1;
+    case ALPN_MIRROR:
+        break;
+    }
+    if ((origin & ALPN_H2) || client == ALPN_H2)
+        return client;
+    return client & origin;
+}
+
+static bool
+chose_h2(const struct conn *c)
+{
+    gnutls_datum_t name;
+
+    return gnutls_alpn_get_selected_protocol(end_session(&c->end), &name) ==
+               0 &&
+           name.size == 2 && memcmp(name.data, "h2", 2) == 0;
+}
+
 /* TLS for one of our own names: an "https://" proxy, or our pages. */
 static enum conn_state
 handshake_own(struct conn *c, int64_t deadline)
 {
-    struct sockaddr_storage at;
+    struct sockaddr_storage at = {0};
     socklen_t len = sizeof at;
     char name[ADDR_MAX] = "localhost";
     struct fail f = {0};
@@ -245,12 +325,13 @@ handshake_own(struct conn *c, int64_t deadline)
     }
     if (mitm_accept(c->client.weir->mitm, &c->end,
                     c->hello.sni[0] != '\0' ? c->hello.sni : name, NULL,
-                    c->hello.alpn & ALPN_HTTP1, deadline, &f) != WHY_NONE) {
+                    own_alpn(c), deadline, &f) != WHY_NONE) {
         log_refusal(c, c->hello.sni[0] != '\0' ? c->hello.sni : name, &f);
         c->cut = true;
         return goodbye(c, &f);
     }
     c->client.tls = true;
+    c->alpn_h2 = chose_h2(c);
     c->spoke = "tls";
     return ST_DETECT;
 }
@@ -269,8 +350,10 @@ learn_origin(struct conn *c, struct known *known)
     if (c->hello.alpn != 0 && upstream_known(&c->client, &c->target, known))
         return;
     if (c->up == NULL) {
-        c->up = upstream_take(&c->client, &c->target, false, &f);
-    } else if (upstream_ready(&c->client, c->up, &f) != WHY_NONE) {
+        c->up = upstream_take(&c->client, &c->target, (struct span){"", 0},
+                              false, &f);
+    } else if (upstream_ready(&c->client, c->up, ALPN_HTTP1 | ALPN_H2, &f) !=
+               WHY_NONE) {
         upstream_free(c->up);
         c->up = NULL;
     }
@@ -295,20 +378,20 @@ handshake_intercept(struct conn *c, int64_t deadline)
     name = c->hello.sni[0] != '\0' ? c->hello.sni : c->target.host;
     learn_origin(c, &known);
     if (mitm_accept(c->client.weir->mitm, &c->end, name, &known.names,
-                    known.alpn & c->hello.alpn, deadline, &f) != WHY_NONE) {
+                    mirrored_alpn(c, known.alpn), deadline, &f) != WHY_NONE) {
         log_refusal(c, name, &f);
         c->cut = true;
         return goodbye(c, &f);
     }
     c->client.inside = &c->target;
+    c->alpn_h2 = chose_h2(c);
     c->spoke = "intercepted";
     return ST_DETECT;
 }
 
 /* Is this TLS ours to look into?  The name that the client wants to see
  * decides, but an exception for where it connects counts as well.  A client
- * that offers protocols, and none of them HTTP, has no use for a proxy of HTTP.
- */
+ * that offers protocols, none of them HTTP, has no use for a proxy of HTTP. */
 static bool
 handshake_wanted(const struct conn *c)
 {
@@ -355,8 +438,7 @@ conn_handshake(struct conn *c)
     return ST_TUNNEL;
 }
 
-/* ---- request, linger
- * -------------------------------------------------------------------- */
+/* ---- request, linger ----------------------------------------------------- */
 
 /* The settings may have been read anew since the last request. */
 static void
@@ -385,8 +467,7 @@ exchange_begin(struct conn *c, struct exchange *x)
     c->up = NULL;
 }
 
-/* What came is no request, or a CONNECT that leads nowhere: answer and close.
- */
+/* What came is no request, or a CONNECT that leads nowhere: answer, close. */
 static enum conn_state
 refuse(struct conn *c, const struct fail *f)
 {
@@ -400,23 +481,38 @@ refuse(struct conn *c, const struct fail *f)
     return ST_CLOSE;
 }
 
+/*
+ * connect_route - where a CONNECT leads, and whether it may.
+ *
+ * c   what a parent has to be told of the request is kept in it
+ * to  filled in
+ *
+ * Returns WHY_NONE; as head_route() and access_request(); WHY_LOOP.
+ */
+enum why
+connect_route(struct client *c, struct head *req, struct origin *to,
+              struct fail *f)
+{
+    bool ourselves = false;
+    enum why why = head_route(req, c, to, &ourselves, f);
+
+    if (why == WHY_NONE)
+        why = access_request(c, req, false, f);
+    if (why == WHY_NONE && head_came_by(req, c->weir->via))
+        why = fail_own(f, SIDE_WEIR, WHY_LOOP, "Via names us");
+    upstream_note_request(c, req);
+    to->tunnel = true;
+    return why;
+}
+
 /* CONNECT: where to?  RFC 9112 section 3.2.3. */
 static enum conn_state
 request_connect(struct conn *c)
 {
-    bool ourselves = false;
     struct fail f = {0};
 
-    if (head_route(&c->req, &c->client, &c->target, &ourselves, &f) != WHY_NONE)
+    if (connect_route(&c->client, &c->req, &c->target, &f) != WHY_NONE)
         return refuse(c, &f);
-    if (access_request(&c->client, &c->req, ourselves, &f) != WHY_NONE)
-        return refuse(c, &f);
-    if (head_came_by(&c->req, c->client.weir->via)) {
-        fail_own(&f, SIDE_WEIR, WHY_LOOP, "Via names us");
-        return refuse(c, &f);
-    }
-    upstream_note_request(&c->client, &c->req);
-    c->target.tunnel = true;
     c->client.own_name = strcmp(c->target.host, WEIR_HOST) == 0;
     c->spoke = "connect";
     return ST_DIAL;
@@ -467,6 +563,7 @@ conn_linger(struct conn *c)
         return ST_CLOSE;
     if (why == WHY_EOF)
         fail_own(&f, SIDE_CLIENT, WHY_CUT, "read request head");
+    head_reset(&c->req); /* of the request before, perhaps */
     return refuse(c, &f);
 }
 
@@ -587,8 +684,7 @@ conn_socks(struct conn *c)
     return why == WHY_NONE ? socks_request(c) : goodbye(c, &f);
 }
 
-/* ---- dial: the target of a CONNECT
- * ---------------------------------------------------------- */
+/* ---- dial: the target of a CONNECT --------------------------------------- */
 
 /* Success, in the words of RFC 9110 section 9.3.6: no length, no coding. */
 static enum why
@@ -608,12 +704,9 @@ answer_connect(struct conn *c, struct fail *f)
 
 /* May what follows be looked into?  If not there is no need to wait for it.  An
  * address can still turn out, by SNI, to be a name that is on the list. */
-static bool
-dial_wanted(const struct conn *c)
+bool
+conn_wants(const struct config *conf, const struct origin *o)
 {
-    const struct config *conf = c->client.conf;
-    const struct origin *o = &c->target;
-
     if (host_is_address(o->host))
         return conf->intercept && !match_host(conf->except, o->host, o->port);
     return mitm_wants(conf, o->host, o->port);
@@ -637,7 +730,7 @@ static enum conn_state
 conn_dial(struct conn *c)
 {
     bool socks = c->socks.version != 0;
-    bool wanted = dial_wanted(c);
+    bool wanted = conn_wants(c->client.conf, &c->target);
     struct origin https = c->target;
     struct fail f = {0};
 
@@ -663,9 +756,7 @@ conn_dial(struct conn *c)
     return ST_DETECT;
 }
 
-/* ---- exchange
- * ---------------------------------------------------------------------------------
- */
+/* ---- exchange ------------------------------------------------------------ */
 
 /* One exchange; afterwards another may follow, or a tunnel. */
 static enum conn_state
@@ -682,8 +773,8 @@ conn_exchange(struct conn *c)
     case EXCHANGE_KEEP:
         return ST_REQUEST;
     case EXCHANGE_RAW:
+        c->switched = true;
         h1_take_raw(&c->h1);
-        h1_take_raw(&c->up->h1);
         c->tunnel_idle_ms = c->client.conf->stream_idle_s * 1000;
         return ST_TUNNEL;
     case EXCHANGE_CUT:
@@ -695,47 +786,81 @@ conn_exchange(struct conn *c)
     return ST_CLOSE;
 }
 
-/* ---- tunnel
- * ------------------------------------------------------------------------------------
- */
+/* ---- session ------------------------------------------------------------- */
+
+/* A request has come on a stream: another pool serves it. */
+static bool
+session_begin(void *arg, struct stream *s)
+{
+    struct conn *c = arg;
+    struct served *served = served_new(s, &c->client);
+
+    if (served == NULL) {
+        stream_give(s);
+        return false;
+    }
+    if (pool_submit(c->client.weir->exchanges, served))
+        return true;
+    serve_refuse(served, WHY_BUSY);
+    return true; /* it was told so on its stream */
+}
+
+/* Own an HTTP/2 session until it is over, or silent without a stream. */
+static enum conn_state
+conn_session(struct conn *c)
+{
+    const struct config *conf = c->client.conf;
+    struct h2_user user = {.weir = c->client.weir,
+                           .begin = session_begin,
+                           .arg = c,
+                           .id = c->client.id};
+    struct fail f = {0};
+    enum why why;
+
+    if (c->h2 == NULL) {
+        c->spoke = c->client.inside != NULL && c->client.inside->tls
+                       ? "intercepted+http/2"
+                   : c->client.tls ? "tls+http/2"
+                                   : "http/2";
+        upstream_give(&c->client, c->up); /* its streams take their own */
+        c->up = NULL;
+        h1_clear(&c->h1);
+        c->h2 = h2_new(&c->end, SIDE_CLIENT, conf, &user);
+    }
+    if (c->h2 == NULL) {
+        c->cut = true;
+        fail_own(&f, SIDE_WEIR, WHY_BUSY, "out of memory");
+        return goodbye(c, &f);
+    }
+    why = h2_run(c->h2, conf->linger_ms, &f);
+    c->client.n_exchanges = h2_served(c->h2);
+    if (why == WHY_NONE)
+        return park(c, ST_SESSION, idle_until(c));
+    h2_free(c->h2);
+    c->h2 = NULL;
+    c->cut = (why != WHY_EOF && why != WHY_PROTO) || end_unsent(&c->end);
+    return goodbye(c, &f);
+}
+
+/* ---- tunnel -------------------------------------------------------------- */
 
 /* The way that goes with what the client has: TLS if it was intercepted. */
 static enum why
 tunnel_way(struct conn *c, struct fail *f)
 {
+    if (c->switched)
+        return WHY_NONE;
+    if (c->up != NULL && c->up->stream != NULL) {
+        upstream_free(c->up); /* it speaks HTTP/2: no way for other bytes */
+        c->up = NULL;
+    }
     if (c->up == NULL)
         c->up = upstream_dial(&c->client, &c->target, f);
     if (c->up == NULL)
         return f->why;
     if (c->up->http == NULL && c->target.tls)
-        return upstream_ready(&c->client, c->up, f);
+        return upstream_ready(&c->client, c->up, ALPN_HTTP1, f);
     return WHY_NONE;
-}
-
-static void
-log_tunnel(const struct conn *c, int64_t from_us)
-{
-    const struct tunnel_result *r = &c->tunnel;
-    char target[HOST_MAX + 16];
-    struct line l;
-
-    if (!log_on(LEVEL_INFO))
-        return;
-    origin_authority(&c->up->origin, target, sizeof target);
-    log_begin(&l, LEVEL_INFO, "tunnel", c->client.id);
-    log_str(&l, "client", c->client.addr);
-    log_str(&l, "target", target);
-    if (c->up->hop.parent[0] == '\0')
-        log_str(&l, "origin", c->up->addr);
-    log_int(&l, "up", (int64_t)r->up);
-    log_int(&l, "down", (int64_t)r->down);
-    log_ms(&l, "dns_ms", c->up->took.dns_us);
-    log_ms(&l, "connect_ms", c->up->took.connect_us);
-    log_hop(&l, &c->up->hop);
-    log_ms(&l, "ms", now_us() - from_us);
-    log_str(&l, "ended_by", side_name(r->ended_by));
-    log_fail(&l, &r->fail);
-    log_send(&l);
 }
 
 /* Opaque bytes both ways.  Never back to anything else. */
@@ -744,6 +869,7 @@ conn_tunnel(struct conn *c)
 {
     const struct config *conf = c->client.conf;
     int64_t from_us = now_us();
+    struct tunnel_side client = {.end = &c->end}, server;
     struct fail f = {0};
 
     if (tunnel_way(c, &f) != WHY_NONE) {
@@ -753,11 +879,12 @@ conn_tunnel(struct conn *c)
     head_clear(&c->req);
     head_clear(&c->res);
     h1_clear(&c->h1);
-    tunnel_run(c->worker, c->client.weir, (struct tunnel_side){.end = &c->end},
-               (struct tunnel_side){.end = &c->up->end},
+    server = c->switched ? upstream_side(c->up)
+                         : (struct tunnel_side){.end = &c->up->end};
+    tunnel_run(c->worker, c->client.weir, client, server,
                c->tunnel_idle_ms != 0 ? c->tunnel_idle_ms : conf->idle_s * 1000,
                conf->half_closed_s * 1000, &c->tunnel);
-    log_tunnel(c, from_us);
+    tunnel_log(&c->client, c->up, &c->tunnel, from_us);
     c->fail = c->tunnel.fail;
     c->cut = true; /* both directions were finished, or cut, one by one */
     upstream_free(c->up);
@@ -765,9 +892,7 @@ conn_tunnel(struct conn *c)
     return ST_CLOSE;
 }
 
-/* ---- close
- * --------------------------------------------------------------------------------------
- */
+/* ---- close --------------------------------------------------------------- */
 
 /* Finish our direction and let the client finish its own: closing with bytes
  * unread would reset it while it still reads our answer (RFC 9112 section
@@ -816,9 +941,7 @@ conn_close(struct conn *c)
     return ST_DONE;
 }
 
-/* ---- the life
- * -------------------------------------------------------------------------------------
- */
+/* ---- the life ------------------------------------------------------------ */
 
 static const struct step {
     const char *name;
@@ -829,6 +952,7 @@ static const struct step {
     [ST_REQUEST] = {"request", conn_request},       /* one head, complete */
     [ST_DIAL] = {"dial", conn_dial},                /* a CONNECT's target */
     [ST_EXCHANGE] = {"exchange", conn_exchange}, /* request up, answer down */
+    [ST_SESSION] = {"session", conn_session},    /* HTTP/2, its owner */
     [ST_TUNNEL] = {"tunnel", conn_tunnel},       /* opaque, to the end */
     [ST_LINGER] = {"linger", conn_linger},       /* for more, or park */
     [ST_SOCKS] = {"socks", conn_socks},          /* up to its request */
@@ -877,6 +1001,7 @@ conn_new(struct weir *w, int fd, const struct sockaddr *sa, socklen_t len)
     c->client.weir = w;
     c->client.conf = config_take(w);
     c->client.id = atomic_fetch_add(&w->n_conns, 1) + 1;
+    c->client.stream = -1;
     address_text(sa, c->client.addr);
     memcpy(&c->client.from, sa, len);
     c->client.denied = access_client(c->client.conf, sa);
@@ -895,6 +1020,43 @@ conn_new(struct weir *w, int fd, const struct sockaddr *sa, socklen_t len)
     return c;
 }
 
+/*
+ * conn_new_inside - a connection to a target that is known, which came another
+ * way than by a listener.
+ *
+ * from    who asks
+ * fd      a socket whose other end is his; closed by conn_free()
+ * target  copied
+ * up      a bare way to it, or NULL; the connection's
+ *
+ * Returns NULL: out of memory; fd and up are then still the caller's.
+ */
+struct conn *
+conn_new_inside(const struct client *from, int fd, const struct origin *target,
+                struct upstream *up)
+{
+    struct sockaddr none = {.sa_family = AF_UNSPEC};
+    struct conn *c = conn_new(from->weir, fd, &none, sizeof none);
+
+    if (c == NULL)
+        return NULL;
+    memcpy(c->client.addr, from->addr, sizeof c->client.addr);
+    memcpy(c->client.via, from->via, sizeof c->client.via);
+    memcpy(c->client.proxy_auth, from->proxy_auth, sizeof c->client.proxy_auth);
+    c->end.rcv_ms = c->end.snd_ms = 0;
+    c->target = *target;
+    c->target_known = true;
+    c->client.own_name = strcmp(target->host, WEIR_HOST) == 0;
+    c->client.inside = c->client.own_name ? NULL : &c->target;
+    c->up = up;
+    c->spoke = "connect";
+    if (log_on(LEVEL_DEBUG))
+        log_say(LEVEL_DEBUG, from->id, "connect",
+                "stream %lld goes on as conn=%llu", (long long)from->stream,
+                (unsigned long long)c->client.id);
+    return c;
+}
+
 /* A short answer without waiting, for a client that seems to speak HTTP. */
 static void
 answer_now(struct conn *c, const char *text)
@@ -902,7 +1064,7 @@ answer_now(struct conn *c, const char *text)
     char unread[2048];
     ssize_t n = recv(c->end.fd, unread, sizeof unread, MSG_DONTWAIT);
 
-    if (c->end.tls != NULL || c->socks.version != 0 ||
+    if (c->h2 != NULL || c->end.tls != NULL || c->socks.version != 0 ||
         (n > 0 && unread[0] == 0x16))
         return;
     if (n > 0 && (unread[0] == 4 || unread[0] == 5)) {
@@ -924,6 +1086,8 @@ void
 conn_refuse(struct conn *c, enum why why, const char *op)
 {
     fail_own(&c->fail, SIDE_WEIR, why, op);
+    if (c->h2 != NULL)
+        h2_goodbye(c->h2);
     answer_now(c, "HTTP/1.1 503 Service Unavailable\r\n"
                   "Proxy-Status: weir; error=connection_limit_reached\r\n"
                   "Content-Type: text/plain\r\nContent-Length: 46\r\n"
@@ -937,6 +1101,8 @@ conn_refuse(struct conn *c, enum why why, const char *op)
 void
 conn_timeout(struct conn *c)
 {
+    if (c->h2 != NULL)
+        h2_goodbye(c->h2);
     if (c->h1.head_from != 0) {
         fail_own(&c->fail, SIDE_CLIENT, WHY_LATE, "read request head");
         answer_now(c, "HTTP/1.1 408 Request Timeout\r\n"
@@ -957,6 +1123,7 @@ conn_free(struct conn *c)
     if (c == NULL)
         return;
     upstream_free(c->up);
+    h2_free(c->h2);
     h1_clear(&c->h1);
     head_clear(&c->req);
     head_clear(&c->res);

@@ -25,7 +25,7 @@
 #include "proxy.h"
 
 enum {
-    RACE_MAX = 16,    /* addresses tried for one name */
+    RACE_MAX = 8,     /* addresses tried for one name */
     HEAD_START = 250, /* ms, RFC 8305 section 5 */
     LOOK_MS = 1000,   /* how often a dial looks whether weir is stopping */
 };
@@ -188,8 +188,8 @@ static int
 race_start(struct race *r, const struct address *a, size_t index)
 {
     int one = 1;
-    int fd =
-        socket(a->at.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int type = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
+    int fd = socket(a->at.ss_family, type, 0);
 
     if (fd < 0) {
         r->error = errno;

@@ -22,6 +22,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -234,8 +235,7 @@ resolver_ask(const char *host, struct addrinfo **list)
     return 0;
 }
 
-/* ---- names; all of it needs dns.lock
- * ----------------------------------------- */
+/* ---- names; all of it needs dns.lock ------------------------------------- */
 
 static struct name *
 name_new(const char *host)
@@ -244,7 +244,7 @@ name_new(const char *host)
 
     if (nm == NULL)
         return NULL;
-    strcpy(nm->host, host); /* dns_lookup() has looked at its length */
+    snprintf(nm->host, sizeof nm->host, "%s", host);
     nm->state = NAME_KNOWN; /* but not for any longer: until == 0 */
     pthread_cond_init(&nm->known, NULL);
     TAILQ_INSERT_TAIL(&dns.by_age, nm, age);
@@ -318,8 +318,7 @@ name_answer(struct name *nm, int gai, int sys, const struct addrinfo *list)
     names_trim(dns.stop ? 0 : N_NAMES);
 }
 
-/* ---- helpers
- * ------------------------------------------------------------------ */
+/* ---- helpers ------------------------------------------------------------- */
 
 /* The next name to ask for; NULL: the helper shall end.  Needs dns.lock. */
 static struct name *
@@ -422,8 +421,7 @@ helpers_call(void)
     return n_run > 0 ? 0 : rc;
 }
 
-/* ---- asking
- * ------------------------------------------------------------------- */
+/* ---- asking -------------------------------------------------------------- */
 
 /* Have a helper ask for nm, unless that is under way.  Needs dns.lock. */
 static enum why
@@ -564,8 +562,8 @@ dns_forget(void)
     struct name *nm;
 
     pthread_mutex_lock(&dns.lock);
-    TAILQ_FOREACH(nm, &dns.by_age, age)
-    nm->until = 0;
+    for (nm = TAILQ_FIRST(&dns.by_age); nm != NULL; nm = TAILQ_NEXT(nm, age))
+        nm->until = 0;
     names_trim(0);
     pthread_mutex_unlock(&dns.lock);
 }

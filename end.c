@@ -62,8 +62,7 @@ struct tls {
     } last;
 };
 
-/* ---- a queue of bytes ------------------------------------------------------
- */
+/* ---- a queue of bytes ---------------------------------------------------- */
 
 /* Room for n more bytes behind what is there; false: out of memory. */
 static bool
@@ -112,8 +111,7 @@ bytes_clear(struct bytes *b)
     *b = (struct bytes){0};
 }
 
-/* ---- the socket ------------------------------------------------------------
- */
+/* ---- the socket ---------------------------------------------------------- */
 
 static void
 set_timeout(int fd, int which, int ms)
@@ -145,11 +143,29 @@ recv_wait(const struct end *e, int quiet_ms)
     return wait < 1 ? 1 : wait;
 }
 
+/* What is there, or WHY_MORE. */
+static enum why
+sock_recv_now(struct end *e, void *buf, size_t cap, size_t *n, struct fail *f)
+{
+    ssize_t got;
+
+    do
+        got = recv(e->fd, buf, cap, MSG_DONTWAIT);
+    while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return errno == EAGAIN ? WHY_MORE : fail_sys(f, e->side, "read", errno);
+    e->n_in += (uint64_t)got;
+    *n = (size_t)got;
+    return got > 0 ? WHY_NONE : WHY_EOF;
+}
+
 static enum why
 sock_recv(struct end *e, void *buf, size_t cap, size_t *n, struct fail *f)
 {
     int quiet_ms = 0;
 
+    if (e->no_wait)
+        return sock_recv_now(e, buf, cap, n, f);
     for (;;) {
         int wait = recv_wait(e, quiet_ms);
         ssize_t got;
@@ -219,8 +235,7 @@ sock_send(struct end *e, struct iovec *iov, int n, int flags, struct fail *f)
     return WHY_NONE;
 }
 
-/* ---- TLS layers ------------------------------------------------------------
- */
+/* ---- TLS layers ---------------------------------------------------------- */
 
 /* GnuTLS wants raw bytes: from memory alone.  Needs tls->lock. */
 static ssize_t
@@ -452,6 +467,58 @@ layer_write(struct end *e, struct tls *t, const void *buf, size_t len,
     return WHY_NONE;
 }
 
+/* Encrypt into memory: `out` of t.  Needs t->lock. */
+static enum why
+tls_encrypt(struct end *e, struct tls *t, const char *at, size_t len,
+            struct fail *f)
+{
+    while (len > 0) {
+        size_t n = len < RECORD_MAX ? len : RECORD_MAX;
+        ssize_t put = gnutls_record_send(t->session, at, n);
+
+        if (put < 0)
+            return tls_failed(e, t, "write TLS", (int)put, f);
+        at += put;
+        len -= (size_t)put;
+    }
+    return WHY_NONE;
+}
+
+/* Send what waits in t, or the layers below, as far as the socket takes it at
+ * once.  The writer's, in no_wait mode: nobody else sends. */
+static enum why
+tls_send_now(struct end *e, struct tls *t, struct fail *f)
+{
+    enum why why = WHY_NONE;
+
+    pthread_mutex_lock(&t->lock);
+    if (t->under != NULL) {
+        pthread_mutex_lock(&t->under->lock);
+        why = tls_encrypt(e, t->under, t->out.at + t->out.start, t->out.len, f);
+        pthread_mutex_unlock(&t->under->lock);
+        t->out.start = t->out.len = 0;
+    }
+    while (why == WHY_NONE && t->out.len > 0) {
+        ssize_t put = send(e->fd, t->out.at + t->out.start, t->out.len,
+                           MSG_NOSIGNAL | MSG_DONTWAIT);
+
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0 && errno == EAGAIN)
+            break;
+        if (put < 0) {
+            why = fail_sys(f, e->side, "write", errno);
+            break;
+        }
+        e->n_out += (uint64_t)put;
+        bytes_consume(&t->out, (size_t)put);
+    }
+    pthread_mutex_unlock(&t->lock);
+    if (why == WHY_NONE && t->under != NULL)
+        return tls_send_now(e, t->under, f);
+    return why;
+}
+
 static void
 tls_free(struct tls *t)
 {
@@ -466,8 +533,7 @@ tls_free(struct tls *t)
     free(t);
 }
 
-/* ---- public
- * ------------------------------------------------------------------ */
+/* ---- public -------------------------------------------------------------- */
 
 /*
  * end_init - an end on a connected, blocking socket, which it closes later.
@@ -515,10 +581,18 @@ end_consume(struct end *e, size_t n)
         e->start = 0;
 }
 
-/* Room behind the buffered bytes, growing towards cap only when full. */
+/* Room behind the buffered bytes, growing towards cap when there is none, or
+ * when the last read filled all there was: then more is waiting. */
 static bool
 buffer_room(struct end *e, size_t cap)
 {
+    if (e->filled && e->len == 0 && e->cap < cap) {
+        free(e->buf);
+        e->buf = malloc(cap);
+        e->cap = e->buf != NULL ? cap : 0;
+        e->start = 0;
+    }
+    e->filled = false;
     if (e->start > 0 && e->start + e->len == e->cap) {
         memmove(e->buf, e->buf + e->start, e->len);
         e->start = 0;
@@ -559,8 +633,10 @@ end_fill(struct end *e, size_t cap, struct fail *f)
     }
     why = layer_read(e, e->tls, e->buf + e->start + e->len,
                      e->cap - e->start - e->len, &n, f);
-    if (why == WHY_NONE)
+    if (why == WHY_NONE) {
         e->len += n;
+        e->filled = e->start == 0 && e->len == e->cap;
+    }
     return why;
 }
 
@@ -629,6 +705,65 @@ end_write(struct end *e, struct iovec *iov, int n, struct fail *f)
     if (e->tls == NULL)
         return sock_send(e, iov, n, 0, f);
     return tls_write_pieces(e, iov, n, f);
+}
+
+/*
+ * end_try_write - send what the socket takes without waiting.
+ *
+ * n  bytes taken, 0 to len; written only on WHY_NONE.  TLS takes all or, while
+ *    end_unsent(), nothing: then call again when the socket can be written.
+ *
+ * Thread: the writer, who does all his writing by this.
+ */
+enum why
+end_try_write(struct end *e, const void *at, size_t len, size_t *n,
+              struct fail *f)
+{
+    struct tls *t = e->tls;
+    ssize_t put;
+    enum why why = WHY_NONE;
+
+    *n = 0;
+    if (t != NULL) {
+        if (end_unsent(e) &&
+            ((why = tls_send_now(e, t, f)) != WHY_NONE || end_unsent(e)))
+            return why;
+        pthread_mutex_lock(&t->lock);
+        why = tls_encrypt(e, t, at, len, f);
+        pthread_mutex_unlock(&t->lock);
+        if (why != WHY_NONE)
+            return why;
+        *n = len;
+        return tls_send_now(e, t, f);
+    }
+    if (len == 0)
+        return WHY_NONE;
+    do
+        put = send(e->fd, at, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (put < 0 && errno == EINTR);
+    if (put < 0)
+        return errno == EAGAIN ? WHY_NONE
+                               : fail_sys(f, e->side, "write", errno);
+    e->n_out += (uint64_t)put;
+    *n = (size_t)put;
+    return WHY_NONE;
+}
+
+/* Does something that end_try_write() took wait for the socket? */
+bool
+end_unsent(struct end *e)
+{
+    struct tls *t = e->tls;
+    bool unsent;
+
+    if (t == NULL)
+        return false;
+    while (t->under != NULL)
+        t = t->under;
+    pthread_mutex_lock(&t->lock);
+    unsent = t->out.len > 0;
+    pthread_mutex_unlock(&t->lock);
+    return unsent;
 }
 
 /*
@@ -715,6 +850,35 @@ end_splice(struct end *from, struct end *to, const int pipe_fds[2], size_t max,
     return WHY_NONE;
 }
 
+/* tls_decrypt() with what all layers have in memory: a record of ours may still
+ * be wrapped in one of theirs.  AGAIN: bytes are missing. */
+static ssize_t
+decrypt_memory(struct tls *t, void *buf, size_t cap)
+{
+    for (;;) {
+        ssize_t got = tls_decrypt(t, buf, cap), below;
+        bool added;
+
+        if (got != GNUTLS_E_AGAIN || t->under == NULL)
+            return got;
+        if (t->raw.cap == 0 && !bytes_room(&t->raw, TLS_IN))
+            return got;
+        below = decrypt_memory(t->under, t->raw.at, t->raw.cap);
+        if (below <= 0) {
+            if (below != GNUTLS_E_AGAIN) { /* for the next read to meet */
+                t->under->stash = (int)below;
+                t->under->stashed = true;
+            }
+            return got;
+        }
+        pthread_mutex_lock(&t->lock);
+        added = bytes_add(&t->in, t->raw.at, (size_t)below);
+        pthread_mutex_unlock(&t->lock);
+        if (!added)
+            return GNUTLS_E_MEMORY_ERROR;
+    }
+}
+
 /*
  * end_pending - could end_fill() answer without waiting?
  *
@@ -730,8 +894,8 @@ end_pending(struct end *e)
         return e->len > 0 || e->tls != NULL;
     if (!buffer_room(e, END_BUF))
         return false;
-    got = tls_decrypt(e->tls, e->buf + e->start + e->len,
-                      e->cap - e->start - e->len);
+    got = decrypt_memory(e->tls, e->buf + e->start + e->len,
+                         e->cap - e->start - e->len);
     if (got > 0) {
         e->len += (size_t)got;
         return true;
@@ -805,6 +969,15 @@ end_wake(struct end *e)
 {
     if (e->fd >= 0)
         shutdown(e->fd, SHUT_RDWR);
+}
+
+/* Wake whoever reads, and nobody else: no FIN goes out, which an answer that
+ * ends with its connection would take for its end.  Any thread. */
+void
+end_stop_reading(struct end *e)
+{
+    if (e->fd >= 0)
+        shutdown(e->fd, SHUT_RD);
 }
 
 /* Give memory back while nothing is buffered: the end will be idle. */

@@ -50,8 +50,45 @@ struct upload {
     struct fail fail;
 };
 
-/* ---- the request's content
- * --------------------------------------------------- */
+/* ---- bulk ---------------------------------------------------------------- */
+
+/*
+ * Bulk between two plain sockets does not come up to us: splice(2).  Moves all
+ * it can of `from`'s content; WHY_MORE: not possible, or not worth it, here.
+ * What the codecs have buffered must have been read, and flushed, before.
+ */
+static enum why
+splice_content(struct http *from, struct http *to, atomic_llong *moved_at,
+               struct fail *f)
+{
+    uint64_t left = 0;
+    struct end *in = from->ops->raw_in(from, &left);
+    struct end *out = in != NULL ? to->ops->raw_out(to) : NULL;
+    int fds[2];
+    enum why why = WHY_NONE;
+
+    if (out == NULL || left < SPLICE_FROM || pipe2(fds, O_CLOEXEC) != 0)
+        return WHY_MORE;
+    (void)fcntl(fds[1], F_SETPIPE_SZ, SPLICE_BYTES); /* else its default */
+    while (left > 0 && why == WHY_NONE) {
+        size_t n = left < SPLICE_BYTES ? (size_t)left : SPLICE_BYTES;
+
+        why = end_splice(in, out, fds, n, &n, f);
+        if (why == WHY_NONE) {
+            from->ops->raw_moved(from, n, 0);
+            to->ops->raw_moved(to, 0, n);
+            atomic_store(moved_at, now_ms());
+            if (left != UINT64_MAX)
+                left -= n;
+        }
+    }
+    close(fds[0]);
+    close(fds[1]);
+    /* The codec knows whether this end of input is the content's, too. */
+    return why == WHY_EOF ? WHY_NONE : why;
+}
+
+/* ---- the request's content ----------------------------------------------- */
 
 static struct http *
 gate_pass(struct upload *u)
@@ -104,10 +141,15 @@ upload_carry(struct upload *u, struct http **to)
     for (;;) {
         struct span got;
 
-        if (*to != NULL && !from->ops->pending(from) &&
-            (why = (*to)->ops->flush(*to, &u->fail)) != WHY_NONE)
-            return why;
-        why = from->ops->read_body(from, &got, &u->fail);
+        why = WHY_MORE;
+        if (*to != NULL && !from->ops->complete(from) &&
+            !from->ops->pending(from)) {
+            if ((why = (*to)->ops->flush(*to, &u->fail)) != WHY_NONE)
+                return why;
+            why = splice_content(from, *to, &u->moved_at, &u->fail);
+        }
+        if (why == WHY_MORE || why == WHY_NONE)
+            why = from->ops->read_body(from, &got, &u->fail);
         if (why == WHY_IDLE && u->fail.side == SIDE_CLIENT &&
             now_ms() - atomic_load(&u->moved_at) < idle_ms) {
             u->fail = (struct fail){0}; /* the answer is moving meanwhile */
@@ -151,10 +193,11 @@ upload_run(void *arg)
     struct http *to = NULL;
     enum why why = upload_carry(u, &to);
 
+    atomic_store(&u->done, true); /* before abort() wakes the worker */
     if (why != WHY_NONE && u->fail.side == SIDE_CLIENT && to != NULL)
         to->ops->abort(to, WHY_CUT); /* the origin must see it cut, too */
-    atomic_store(&u->done, true);
-    if (why != WHY_NONE && u->fail.side != SIDE_CLIENT) {
+    if (why != WHY_NONE && u->fail.side != SIDE_CLIENT &&
+        !u->x->down->ops->unwanted(u->x->down)) {
         atomic_store(&u->discard, true);
         upload_discard(u);
     }
@@ -207,8 +250,7 @@ upload_join(struct upload *u, bool hopeless)
     pthread_mutex_destroy(&u->lock);
 }
 
-/* ---- going up
- * ------------------------------------------------------------------- */
+/* ---- going up ------------------------------------------------------------ */
 
 /* Is the client gone, or weir told to stop?  Asked while the origin thinks. */
 static bool
@@ -283,7 +325,7 @@ take_way(struct exchange *x, bool fresh)
 {
     if (x->up != NULL &&
         (fresh || !upstream_fits(x->client, x->up, &x->origin) ||
-         !upstream_alive(x->up))) {
+         !upstream_alive(x->up) || !upstream_serves(x->up, x->req->upgrade))) {
         if (fresh || upstream_fits(x->client, x->up, &x->origin))
             upstream_free(x->up);
         else
@@ -291,10 +333,12 @@ take_way(struct exchange *x, bool fresh)
         x->up = NULL;
     }
     if (x->up == NULL) {
-        x->up = upstream_take(x->client, &x->origin, fresh, &x->fail);
+        x->up = upstream_take(x->client, &x->origin, x->req->upgrade, fresh,
+                              &x->fail);
     } else if (x->up->http != NULL) {
         x->up->reused = true;
-    } else if (upstream_ready(x->client, x->up, &x->fail) != WHY_NONE) {
+    } else if (upstream_ready(x->client, x->up, ALPN_HTTP1 | ALPN_H2,
+                              &x->fail) != WHY_NONE) {
         upstream_free(x->up); /* dialled for a CONNECT, and no use */
         x->up = NULL;
     }
@@ -346,8 +390,7 @@ send_request(struct exchange *x, struct upload *u, struct span *in_hand)
     return WHY_NONE;
 }
 
-/* ---- coming down
- * ------------------------------------------------------------------ */
+/* ---- coming down --------------------------------------------------------- */
 
 /* One head from the origin.  Silence is no failure while the client is still
  * sending: nobody answers what he has not heard. */
@@ -378,8 +421,11 @@ read_answer(struct exchange *x, struct upload *u)
 static bool
 may_retry(struct exchange *x, struct upload *u, enum why why, bool in_hand)
 {
-    return x->up->reused && method_idempotent(x->req->method_id) &&
-           why == WHY_EOF && x->fail.side == SIDE_ORIGIN &&
+    bool harmless =
+        x->up->reused && why == WHY_EOF && method_idempotent(x->req->method_id);
+
+    return (harmless || why == WHY_UNPROCESSED) &&
+           x->fail.side == SIDE_ORIGIN &&
            (!u->started ? in_hand || x->down->ops->complete(x->down)
                         : gate_shut(u));
 }
@@ -417,6 +463,7 @@ first_answer(struct exchange *x, struct upload *u)
     }
     x->first_us = now_us();
     upstream_judge(x->client, x->up, NULL);
+    x->spoke = x->res->version;
     return WHY_NONE;
 }
 
@@ -471,38 +518,6 @@ pass_interim(struct exchange *x, struct upload *u)
     return WHY_NONE;
 }
 
-/* Bulk between two plain sockets does not come up to us: splice(2).  Moves
- * what it can; WHY_MORE: not possible here. */
-static enum why
-splice_content(struct exchange *x)
-{
-    struct http *up = x->up->http, *down = x->down;
-    uint64_t left = 0;
-    struct end *from = up->ops->raw_in(up, &left);
-    struct end *to = from != NULL ? down->ops->raw_out(down) : NULL;
-    int fds[2];
-    enum why why = WHY_NONE;
-
-    if (to == NULL || left < SPLICE_FROM || pipe2(fds, O_CLOEXEC) != 0)
-        return WHY_MORE;
-    (void)fcntl(fds[1], F_SETPIPE_SZ, SPLICE_BYTES); /* else its default */
-    while (left > 0 && why == WHY_NONE) {
-        size_t n = left < SPLICE_BYTES ? (size_t)left : SPLICE_BYTES;
-
-        why = end_splice(from, to, fds, n, &n, &x->fail);
-        if (why == WHY_NONE) {
-            up->ops->raw_moved(up, n, 0);
-            down->ops->raw_moved(down, 0, n);
-            if (left != UINT64_MAX)
-                left -= n;
-        }
-    }
-    close(fds[0]);
-    close(fds[1]);
-    /* The codec knows whether this end of input is the content's, too. */
-    return why == WHY_EOF ? WHY_NONE : why;
-}
-
 /* The content, as it comes: whatever is there goes on before we wait. */
 static enum why
 carry_content(struct exchange *x, struct upload *u)
@@ -516,7 +531,7 @@ carry_content(struct exchange *x, struct upload *u)
         if (!up->ops->complete(up) && !up->ops->pending(up)) {
             if ((why = down->ops->flush(down, &x->fail)) != WHY_NONE)
                 return why;
-            why = splice_content(x);
+            why = splice_content(up, down, &u->moved_at, &x->fail);
             if (why != WHY_NONE && why != WHY_MORE)
                 return why;
         }
@@ -580,8 +595,7 @@ pass_answer(struct exchange *x, struct upload *u)
     return why;
 }
 
-/* ---- the end
- * ------------------------------------------------------------------------ */
+/* ---- the end ------------------------------------------------------------- */
 
 /* Content that is here already is read past, so that the connection can be
  * kept; if there is more to come it cannot. */
@@ -724,6 +738,8 @@ log_exchange(const struct exchange *x)
         return;
     log_begin(&l, LEVEL_INFO, "exchange", c->id);
     log_int(&l, "n", (int64_t)c->n_exchanges);
+    if (c->stream >= 0)
+        log_int(&l, "stream", c->stream);
     log_str(&l, "client", c->addr);
     log_str(&l, "version", version_name(x->req->version));
     log_span(&l, "method", x->req->method);
@@ -749,6 +765,8 @@ log_exchange(const struct exchange *x)
         log_str(&l, "upstream", x->reused ? "reused" : "new");
     if (x->addr[0] != '\0' && x->hop.parent[0] == '\0')
         log_str(&l, "origin", x->addr);
+    if (x->first_us != 0)
+        log_str(&l, "origin_version", version_name(x->spoke));
     log_ms(&l, "dns_ms", x->took.dns_us);
     log_ms(&l, "connect_ms", x->took.connect_us);
     log_ms(&l, "tls_ms", x->took.tls_us);
@@ -814,7 +832,10 @@ exchange_run(struct exchange *x)
     enum exchange_end how;
 
     x->client->n_exchanges++;
-    if (atomic_load(&x->client->weir->draining))
+    /* RFC 9112 section 9.3: a proxy keeps no connection of an HTTP/1.0 client,
+     * which cannot tell whether its Connection field was understood. */
+    if (atomic_load(&x->client->weir->draining) ||
+        (x->req->version == HTTP_10 && x->client->inside == NULL))
         x->down->last = true;
     x->took = (struct clock_marks){-1, -1, -1};
     x->hop = (struct hop){.connect_us = -1, .answer_us = -1};

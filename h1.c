@@ -19,19 +19,21 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <gnutls/crypto.h>
+
 #include "proxy.h"
 
 enum {
     OUT_FIRST = 2048,    /* the first write buffer: a usual head */
     OUT_MAX = 16384,     /* kept at most, and joined before it is sent */
     OUT_JOIN = 4096,     /* content up to this is copied behind the head */
-    OUT_SPARE = 256,     /* beside a head's own text: what we add to it */
+    OUT_SPARE = 384,     /* beside a head's own text: what we add to it */
     FRAME_MAX = 18,      /* a chunk's size in hex, CRLF */
     CHUNK_LINE = 4096,   /* a chunk's size line, with its extensions */
     CHUNK_EXCESS = 16384 /* bytes of such lines beyond a fair share */
 };
 
-/* ---- where a head ends -------------------------------------------------- */
+/* ---- where a head ends --------------------------------------------------- */
 
 static enum why
 broken(struct fail *f, enum side side, const char *op)
@@ -97,7 +99,7 @@ blank_line(const char *raw, size_t len, enum side from)
                : 0;
 }
 
-/* ---- a head's lines ----------------------------------------------------- */
+/* ---- a head's lines ------------------------------------------------------ */
 
 /* The line at *at without its CRLF, which section_end() has made sure of. */
 static struct span
@@ -231,7 +233,7 @@ parse_fields(const char *at, enum side from, const struct h1_limits *limits,
     return WHY_NONE;
 }
 
-/* ---- what the fields mean ----------------------------------------------- */
+/* ---- what the fields mean ------------------------------------------------ */
 
 enum kind { /* fields the codec acts upon */
             F_OTHER,
@@ -522,7 +524,7 @@ h1_parse_head(const char *raw, size_t len, enum side from,
     return why;
 }
 
-/* ---- chunks ------------------------------------------------------------- */
+/* ---- chunks -------------------------------------------------------------- */
 
 enum {
     CHUNK_SIZE, /* before the first digit */
@@ -636,7 +638,89 @@ h1_parse_chunks(struct h1_chunks *c, const char *raw, size_t len, size_t *used,
     return c->state == CHUNK_LAST ? WHY_EOF : WHY_MORE;
 }
 
-/* ---- reading heads ------------------------------------------------------ */
+/* ---- WebSocket across versions ------------------------------------------- */
+
+/* HTTP/1 proves by a key that a server knows WebSocket (RFC 6455 section 4);
+ * HTTP/2 and 3 do not (RFC 8441 section 5).  Where they meet, the HTTP/1 side
+ * gets its key, or its answer, from here. */
+enum { WS_KEY = 16, WS_ACCEPT = 20 /* bytes: a nonce, and a SHA-1 */ };
+
+static bool
+base64(const void *raw, size_t len, char out[32])
+{
+    gnutls_datum_t from = {(unsigned char *)raw, (unsigned)len}, text;
+    bool fits;
+
+    if (gnutls_base64_encode2(&from, &text) < 0)
+        return false;
+    if ((fits = text.size < 32)) {
+        memcpy(out, text.data, text.size);
+        out[text.size] = '\0';
+    }
+    gnutls_free(text.data);
+    return fits;
+}
+
+/* What a server answers to a key: RFC 6455 section 4.2.2, step 5.4. */
+static bool
+ws_accept(const char *key, char out[32])
+{
+    char text[96];
+    unsigned char sum[WS_ACCEPT];
+    int n = snprintf(text, sizeof text,
+                     "%s258EAFA5-E914-47DA-95CA-C5AB0DC85B11", key);
+
+    return gnutls_hash_fast(GNUTLS_DIG_SHA1, text, (size_t)n, sum) == 0 &&
+           base64(sum, sizeof sum, out);
+}
+
+static bool
+is_websocket(const struct head *head)
+{
+    return head->upgrade.len > 0 && list_has(head->upgrade, "websocket");
+}
+
+/* Server role: remember the key, should the origin have no use for it. */
+static void
+ws_note_key(struct h1 *h, const struct head *head)
+{
+    const struct field *key =
+        is_websocket(head) ? head_find(head, "Sec-WebSocket-Key", NULL) : NULL;
+
+    h->ws_key[0] = '\0';
+    if (key != NULL && key->value.len < sizeof h->ws_key) {
+        memcpy(h->ws_key, key->value.at, key->value.len);
+        h->ws_key[key->value.len] = '\0';
+    }
+}
+
+/* Client role: a key of our own for a client whose version has none. */
+static bool
+ws_make_key(struct h1 *h, const struct head *head)
+{
+    unsigned char nonce[WS_KEY];
+
+    h->ws_ours = false;
+    if (head->version < HTTP_2 || !is_websocket(head) ||
+        head_find(head, "Sec-WebSocket-Key", NULL) != NULL)
+        return true;
+    h->ws_ours = true;
+    return gnutls_rnd(GNUTLS_RND_NONCE, nonce, sizeof nonce) == 0 &&
+           base64(nonce, sizeof nonce, h->ws_key);
+}
+
+/* Client role: is this 101 the answer to our own key? */
+static bool
+ws_accepted(const struct h1 *h, const struct head *head)
+{
+    const struct field *got = head_find(head, "Sec-WebSocket-Accept", NULL);
+    char want[32];
+
+    return !h->ws_ours || (got != NULL && ws_accept(h->ws_key, want) &&
+                           span_is(got->value, want));
+}
+
+/* ---- reading heads ------------------------------------------------------- */
 
 /* RFC 9112 section 9.3. */
 static bool
@@ -664,6 +748,7 @@ request_begin(struct h1 *h, const struct head *head)
     h->peer_last = !is_persistent(head);
     h->method_id = head->method_id;
     h->te_trailers = head->te_trailers;
+    ws_note_key(h, head);
     h->wr = H1_HEAD;
     h->we_last = false;
     h->http.n_out = 0;
@@ -683,6 +768,8 @@ answer_begin(struct h1 *h, struct head *head, struct fail *f)
     h->peer = head->version;
     if (head->status == 101 && (!h->asked_upgrade || head->upgrade.len == 0))
         return broken(f, h->end->side, "101 that nobody asked for");
+    if (head->status == 101 && !ws_accepted(h, head))
+        return broken(f, h->end->side, "wrong Sec-WebSocket-Accept");
     if (head->status < 200 && head->status != 101) {
         content_begin(h, H1_HEAD, 0); /* another head follows */
         return WHY_NONE;
@@ -861,7 +948,7 @@ h1_read_head(struct http *http, struct head *head, struct fail *f)
     return why;
 }
 
-/* ---- reading content ---------------------------------------------------- */
+/* ---- reading content ----------------------------------------------------- */
 
 /* The trailer section (RFC 9112 section 7.1.2), parsed as fields are. */
 static enum why
@@ -1041,7 +1128,7 @@ h1_complete(struct http *http)
     return ((struct h1 *)http)->rd == H1_DONE;
 }
 
-/* ---- what waits to be sent ---------------------------------------------- */
+/* ---- what waits to be sent ----------------------------------------------- */
 
 /* Send it, and `n` pieces behind it in the same call. */
 static enum why
@@ -1127,7 +1214,7 @@ put_number(struct h1 *h, struct span name, uint64_t n)
     put_field(h, name, (struct span){text, (size_t)len});
 }
 
-/* ---- writing heads ------------------------------------------------------ */
+/* ---- writing heads ------------------------------------------------------- */
 
 enum length { /* what becomes of Content-Length */
               LENGTH_NONE,
@@ -1347,6 +1434,8 @@ write_request(struct h1 *h, const struct head *head, struct fail *f)
 
     if (why != WHY_NONE)
         return why;
+    if (!ws_make_key(h, head))
+        return fail_own(f, SIDE_WEIR, WHY_BUSY, "make a WebSocket key");
     h->method_id = head->method_id;
     h->asked_upgrade = head->upgrade.len > 0;
     h->we_last = h->http.last;
@@ -1356,6 +1445,8 @@ write_request(struct h1 *h, const struct head *head, struct fail *f)
     put_fields(h, head, &plan);
     if (h->credentials.len > 0)
         put_field(h, span_of("Proxy-Authorization"), h->credentials);
+    if (h->ws_ours)
+        put_field(h, span_of("Sec-WebSocket-Key"), span_of(h->ws_key));
     put_connection(h, head, false, h->we_last);
     put(h, "\r\n", 2);
     message_begin(h, &plan);
@@ -1367,6 +1458,7 @@ write_answer(struct h1 *h, const struct head *head, struct fail *f)
 {
     struct plan plan = plan_answer(h, head);
     bool final = plan.state != H1_HEAD && plan.state != H1_RAW;
+    char accept[32];
     enum why why;
 
     if (plan.state == H1_HEAD && h->peer == HTTP_10)
@@ -1377,6 +1469,10 @@ write_answer(struct h1 *h, const struct head *head, struct fail *f)
         h->we_last = h->http.last || h->peer_last || plan.state == H1_CLOSE;
     put_status_line(h, head);
     put_fields(h, head, &plan);
+    if (head->status == 101 && h->ws_key[0] != '\0' &&
+        head_find(head, "Sec-WebSocket-Accept", NULL) == NULL &&
+        ws_accept(h->ws_key, accept))
+        put_field(h, span_of("Sec-WebSocket-Accept"), span_of(accept));
     put_connection(h, head, final, final && h->we_last);
     put(h, "\r\n", 2);
     message_begin(h, &plan);
@@ -1400,7 +1496,7 @@ h1_write_head(struct http *http, const struct head *head, struct fail *f)
                              : write_answer(h, head, f);
 }
 
-/* ---- writing content ---------------------------------------------------- */
+/* ---- writing content ----------------------------------------------------- */
 
 /* A chunk's size line. */
 static size_t
@@ -1523,7 +1619,16 @@ h1_flush(struct http *http, struct fail *f)
     return why;
 }
 
-/* ---- the connection ----------------------------------------------------- */
+/* ---- the connection ------------------------------------------------------ */
+
+/* What comes has to be read past, or the answer may be lost with it (RFC 9112
+ * section 9.6). */
+static bool
+h1_unwanted(struct http *http)
+{
+    (void)http;
+    return false;
+}
 
 static bool
 h1_gone(struct http *http)
@@ -1623,6 +1728,7 @@ static const struct http_ops ops = {
     .write_body = h1_write_body,
     .write_end = h1_write_end,
     .flush = h1_flush,
+    .unwanted = h1_unwanted,
     .gone = h1_gone,
     .reusable = h1_reusable,
     .abort = h1_abort,

@@ -33,7 +33,7 @@ struct arena { /* a block; older ones stay where they are */
 
 #define N_OF(array) (sizeof(array) / sizeof((array)[0]))
 
-/* ---- characters --------------------------------------------------------- */
+/* ---- characters ---------------------------------------------------------- */
 
 enum { TOKEN = 1, VALUE = 2, NAME = 4 };
 
@@ -93,7 +93,7 @@ lower(char c)
     return (unsigned char)(c >= 'A' && c <= 'Z' ? c | 0x20 : c);
 }
 
-/* ---- spans -------------------------------------------------------------- */
+/* ---- spans --------------------------------------------------------------- */
 
 static bool
 same_case_or_not(struct span a, struct span b)
@@ -170,7 +170,7 @@ span_number(struct span s, uint64_t *n)
     return true;
 }
 
-/* ---- arena -------------------------------------------------------------- */
+/* ---- arena --------------------------------------------------------------- */
 
 /* Room for len bytes that never move; NULL: out of memory. */
 static char *
@@ -208,7 +208,7 @@ arena_drop(struct arena *a, bool keep)
     return a;
 }
 
-/* ---- heads -------------------------------------------------------------- */
+/* ---- heads --------------------------------------------------------------- */
 
 /* An empty head that owns nothing yet; head_clear() before it is forgotten. */
 void
@@ -268,7 +268,7 @@ head_put(struct head *head, struct span name, struct span value)
         head->fields = fields;
         head->cap_fields = cap;
     }
-    head->fields[head->n_fields++] = (struct field){name, value};
+    head->fields[head->n_fields++] = (struct field){name, value, false};
     return true;
 }
 
@@ -331,7 +331,7 @@ head_joined(struct head *head, const char *name)
     return (struct span){at, len - 2};
 }
 
-/* ---- lists -------------------------------------------------------------- */
+/* ---- lists --------------------------------------------------------------- */
 
 /*
  * list_next - the next element of a comma list (RFC 9110 section 5.6.1).
@@ -376,7 +376,7 @@ list_has(struct span list, const char *token)
     return list_has_span(list, span_of(token));
 }
 
-/* ---- grammar and semantics of fields, methods, statuses ----------------- */
+/* ---- grammar and semantics of fields, methods, statuses ------------------ */
 
 /* RFC 9110 section 5.6.2. */
 bool
@@ -602,7 +602,7 @@ head_came_by(const struct head *req, const char *via)
     return false;
 }
 
-/* ---- authorities -------------------------------------------------------- */
+/* ---- authorities --------------------------------------------------------- */
 
 /* What follows a host: nothing, ":" or ":" and a port; 0: none given. */
 static bool
@@ -708,7 +708,7 @@ origin_authority(const struct origin *origin, char *out, size_t cap)
         snprintf(out + n, cap - (size_t)n, ":%u", origin->port);
 }
 
-/* ---- who is meant: ourselves? ------------------------------------------- */
+/* ---- who is meant: ourselves? -------------------------------------------- */
 
 /* As 16 bytes, an IPv4 address mapped into IPv6. */
 static bool
@@ -792,7 +792,7 @@ is_ourselves(const struct client *client, const char *host, uint16_t port)
            (address_is_local(&addr) || address_is_bound(client->conf, &addr));
 }
 
-/* ---- request targets ---------------------------------------------------- */
+/* ---- request targets ----------------------------------------------------- */
 
 struct route { /* a request on its way to its origin */
     struct head *req;

@@ -280,8 +280,7 @@ wake(const struct listeners *ls)
     (void)put;
 }
 
-/* ---- the lists: all live connections, the parked among them
- * ------------------ */
+/* ---- the lists: all live connections, the parked among them -------------- */
 
 /* Where in its bucket the client's address is, or would be.  Needs ls->lock. */
 static struct guest **
@@ -329,8 +328,12 @@ static void
 guest_leave(struct listeners *ls, const struct client *c)
 {
     struct in6_addr at;
-    struct guest **g = guest_find(ls, c, &at), *gone = *g;
+    struct guest **g, *gone;
 
+    if (c->from.ss_family == AF_UNSPEC)
+        return; /* it came by another connection, which is counted */
+    g = guest_find(ls, c, &at);
+    gone = *g;
     if (gone == NULL || --gone->n > 0)
         return;
     *g = gone->next;
@@ -422,8 +425,7 @@ park(struct listeners *ls, struct conn *c)
     return parked;
 }
 
-/* ---- the accept thread
- * --------------------------------------------------------- */
+/* ---- the accept thread --------------------------------------------------- */
 
 /* No worker is free for this request. */
 static void
@@ -590,12 +592,15 @@ tick(struct listeners *ls, int64_t now)
     struct config *conf = config_take(ls->weir);
     int64_t waits_since = now - conf->queue_s * 1000LL;
     struct conn *c;
+    void *stream;
 
     if (ls->paused)
         accept_resume(ls);
     reap_parked(ls, now);
     while ((c = pool_expire(ls->weir->conns, waits_since)) != NULL)
         refuse(ls, c);
+    while ((stream = pool_expire(ls->weir->exchanges, waits_since)) != NULL)
+        serve_refuse(stream, WHY_BUSY);
     upstreams_reap(ls->weir->upstreams, conf);
     config_give(conf);
 }
@@ -615,10 +620,14 @@ close_all(struct listeners *ls)
     ls->paused = false;
     for (c = parked_take(ls, INT64_MAX); c != NULL; c = next) {
         next = c->parked_next;
-        if (has_news(c))
+        if (has_news(c)) {
+            /* Still armed: epoll would hand it over a second time. */
+            epoll_ctl(ls->epoll_fd, EPOLL_CTL_DEL, c->end.fd, NULL);
+            c->epoll_fd = -1;
             hand_over(ls, c);
-        else
+        } else {
             dismiss(ls, c);
+        }
     }
     pthread_mutex_lock(&ls->lock);
     ls->closed = true;
@@ -691,8 +700,7 @@ accept_main(void *arg)
     return NULL;
 }
 
-/* ---- public
- * ----------------------------------------------------------------------- */
+/* ---- public -------------------------------------------------------------- */
 
 /*
  * listeners_new - open what conf->listen names; nobody is accepted yet.
@@ -786,6 +794,22 @@ listeners_serve(void *job, struct worker *w)
         dismiss(ls, c);
 }
 
+/*
+ * listeners_adopt - a connection that did not come by a listener.
+ *
+ * Returns false when no worker can take it; it is gone then, too.
+ * Thread: any.  Blocks: never.
+ */
+bool
+listeners_adopt(struct listeners *ls, struct conn *c)
+{
+    live_add(ls, c);
+    if (pool_submit(ls->weir->conns, c))
+        return true;
+    refuse(ls, c);
+    return false;
+}
+
 /* New connections get another limit for reads and writes.  Thread: main. */
 void
 listeners_retime(struct listeners *ls, int idle_ms)
@@ -860,7 +884,7 @@ listeners_end_all(struct listeners *ls)
 {
     pthread_mutex_lock(&ls->lock);
     for (struct conn *c = ls->live; c != NULL; c = c->next)
-        end_wake(&c->end);
+        end_stop_reading(&c->end);
     pthread_mutex_unlock(&ls->lock);
 }
 

@@ -66,7 +66,7 @@ struct match {
     size_t n_groups;
 };
 
-/* ---- building ----------------------------------------------------------- */
+/* ---- building ------------------------------------------------------------ */
 
 static bool
 address_read(const char *text, struct block *b)
@@ -407,7 +407,7 @@ match_empty(const struct match *m)
     return m == NULL || m->n == 0;
 }
 
-/* ---- asking ------------------------------------------------------------- */
+/* ---- asking -------------------------------------------------------------- */
 
 static bool
 port_fits(const struct rule *rule, uint16_t port)

@@ -50,8 +50,7 @@ say_escaped(struct text *t, struct span s, bool html)
     }
 }
 
-/* ---- one answer
- * ------------------------------------------------------------------- */
+/* ---- one answer ---------------------------------------------------------- */
 
 static void
 add(struct head *h, const char *name, const char *value)
@@ -99,26 +98,55 @@ finish(struct exchange *x, const char *type, struct span content,
     return why == WHY_NONE ? down->ops->flush(down, f) : why;
 }
 
-/* RFC 9110 section 12.5.1, as far as two types go: does the client name HTML?
- */
-static bool
-wants_html(const struct head *req)
+/* ";q=0.8" of a list item as 800; 1000 if there is none (RFC 9110 12.4.2). */
+static int
+weight_of(struct span item)
+{
+    const char *q = memmem(item.at, item.len, "q=", 2);
+    const char *end = item.at + item.len;
+    int weight = 0;
+
+    if (q == NULL || q + 2 >= end || q[2] == '1')
+        return 1000;
+    for (int i = 4, part = 100; q + i < end && part > 0; i++, part /= 10)
+        if (q[i] >= '0' && q[i] <= '9')
+            weight += (q[i] - '0') * part;
+    return weight;
+}
+
+/* How much the client likes a type, 0 to 1000; 0: not at all, or it does not
+ * name it.  RFC 9110 section 12.5.1. */
+static int
+liking(const struct head *req, const char *type)
 {
     const struct field *f = NULL;
+    int best = 0;
 
     while ((f = head_find(req, "Accept", f)) != NULL) {
         struct span rest = f->value, item;
 
-        while (list_next(&rest, &item))
-            if (item.len >= 9 &&
-                span_isi((struct span){item.at, 9}, "text/html"))
-                return true;
+        while (list_next(&rest, &item)) {
+            const char *end = memchr(item.at, ';', item.len);
+            size_t len = end != NULL ? (size_t)(end - item.at) : item.len;
+
+            if (span_isi(span_trim((struct span){item.at, len}), type) &&
+                weight_of(item) > best)
+                best = weight_of(item);
+        }
     }
-    return false;
+    return best;
 }
 
-/* ---- errors
- * ------------------------------------------------------------------------- */
+/* Does the client name HTML, and like it no less than plain text? */
+static bool
+wants_html(const struct head *req)
+{
+    int html = liking(req, "text/html");
+
+    return html > 0 && html >= liking(req, "text/plain");
+}
+
+/* ---- errors -------------------------------------------------------------- */
 
 /* What a person can do about it; NULL: nothing that we know of. */
 static const char *
@@ -294,8 +322,7 @@ page_error(struct exchange *x, const struct fail *why_, struct fail *f)
         (struct span){t.at, t.len}, f);
 }
 
-/* ---- our own site
- * --------------------------------------------------------------------- */
+/* ---- our own site -------------------------------------------------------- */
 
 static enum why
 page_home(struct exchange *x, struct fail *f)

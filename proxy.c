@@ -18,7 +18,6 @@
  */
 #include <errno.h>
 #include <getopt.h>
-#include <malloc.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stddef.h>
@@ -27,6 +26,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -51,8 +51,7 @@ struct program {
     char found[PATH_LEN];
 };
 
-/* ---- the command line
- * --------------------------------------------------------- */
+/* ---- the command line ---------------------------------------------------- */
 
 static void
 usage(FILE *to)
@@ -152,8 +151,7 @@ options_read(struct program *p, int argc, char **argv)
     return -1;
 }
 
-/* ---- systemd
- * -------------------------------------------------------------------- */
+/* ---- systemd ------------------------------------------------------------- */
 
 /*
  * Tell the service manager, if there is one, how we are.
@@ -186,8 +184,7 @@ notify(const char *state)
         close(fd);
 }
 
-/* ---- what is printed at the start
- * ------------------------------------------------- */
+/* ---- what is printed at the start ---------------------------------------- */
 
 static bool
 is_loopback(const struct listener_conf *l)
@@ -287,8 +284,7 @@ warn_open(const struct weir *w, const struct config *conf, bool quiet)
     fflush(stdout);
 }
 
-/* ---- start and end
- * ------------------------------------------------------------------ */
+/* ---- start and end ------------------------------------------------------- */
 
 static void
 via_make(struct weir *w, const struct config *conf)
@@ -345,6 +341,14 @@ weir_start(struct weir *w, struct config *conf, char *err, size_t cap)
                  sys_text(errno));
         return false;
     }
+    pool.name = "weir-x";
+    pool.n_workers = (size_t)conf->exchanges;
+    pool.serve = serve_stream;
+    if ((w->exchanges = pool_new(&pool)) == NULL) {
+        snprintf(err, cap, "cannot make %d workers: %s", conf->exchanges,
+                 sys_text(errno));
+        return false;
+    }
     return listeners_start(w->listeners, err, cap);
 }
 
@@ -354,15 +358,14 @@ weir_clear(struct weir *w)
 {
     listeners_free(w->listeners);
     pool_free(w->conns);
+    pool_free(w->exchanges);
     dns_stop();
     upstreams_free(w->upstreams);
     mitm_free(w->mitm);
     config_give(atomic_load(&w->config));
 }
 
-/* ---- signals
- * ----------------------------------------------------------------------------
- */
+/* ---- signals ------------------------------------------------------------- */
 
 static void
 signals_take(struct program *p)
@@ -402,9 +405,7 @@ signal_again(const struct program *p)
     return false;
 }
 
-/* ---- HUP
- * ---------------------------------------------------------------------------------
- */
+/* ---- HUP ----------------------------------------------------------------- */
 
 static bool
 same_text(const char *a, const char *b)
@@ -434,6 +435,7 @@ say_restart(const struct config *now, const struct config *next)
         {"proxy.listen", same_listen(now, next)},
         {"proxy.via", strcmp(now->via, next->via) == 0},
         {"proxy.workers", now->workers == next->workers},
+        {"proxy.exchanges", now->exchanges == next->exchanges},
         {"proxy.queue", now->queue == next->queue},
         {"proxy.stack_kib", now->stack_kib == next->stack_kib},
         {"upstream.upstream_ca",
@@ -514,9 +516,7 @@ reload(struct program *p)
     notify("READY=1");
 }
 
-/* ---- drain
- * ---------------------------------------------------------------------------------
- */
+/* ---- drain --------------------------------------------------------------- */
 
 /* Let what is in flight finish, within grace_s.  True: all did. */
 static bool
@@ -574,9 +574,7 @@ serve(struct program *p)
     _exit(EXIT_SUCCESS); /* their threads still use what we would free */
 }
 
-/* ---- main
- * ------------------------------------------------------------------------------------
- */
+/* ---- main ---------------------------------------------------------------- */
 
 /* Start, serve, end.  Returns the exit code. */
 static int
@@ -618,6 +616,7 @@ main(int argc, char **argv)
     char err[ERR_MAX];
     int code;
 
+    umask(077); /* keys, logs, SSLKEYLOGFILE: for us alone */
     p.sets = calloc((size_t)argc + 1, sizeof *p.sets);
     if (p.sets == NULL) {
         fprintf(stderr, "weir: %s\n", sys_text(ENOMEM));

@@ -36,7 +36,7 @@ enum {
     TUNNEL_BUF = 65536,   /* a tunnel direction that copies bulk */
 };
 
-/* ---- what can stop us --------------------------------------------------- */
+/* ---- what can stop us ---------------------------------------------------- */
 
 /* name, status if the client did it, if the upstream did (0: none),
  * Proxy-Status error (RFC 9209 section 2.3) if the upstream did, log text */
@@ -64,6 +64,8 @@ enum {
     W(CONNECT_LATE, 0, 504, "connection_timeout", "not connected in time")    \
     W(SYS, 0, 502, "connection_terminated", "system call failed")             \
     W(BUSY, 503, 503, "connection_limit_reached", "no worker free in time")   \
+    W(UNPROCESSED, 503, 502, "connection_terminated",                         \
+      "peer did not begin with it")                                           \
     W(POLICY, 403, 403, "http_request_denied", "not allowed")                 \
     W(LOOP, 403, 403, "proxy_loop_detected", "request came back to us")       \
     W(LOGIN, 407, 407, "http_request_denied", "user and password wanted")     \
@@ -95,7 +97,7 @@ struct fail { /* the first failure; later ones are its consequences */
     bool challenged;          /* detail is its challenge, for the client */
 };
 
-/* ---- text --------------------------------------------------------------- */
+/* ---- text ---------------------------------------------------------------- */
 
 struct span { /* text in somebody's buffer: no NUL, dead when the buffer is */
     const char *at;
@@ -104,7 +106,7 @@ struct span { /* text in somebody's buffer: no NUL, dead when the buffer is */
 
 struct arena; /* growing memory whose pieces never move (http.c) */
 
-/* ---- settings ----------------------------------------------------------- */
+/* ---- settings ------------------------------------------------------------ */
 
 struct match; /* a list of host globs, suffixes, CIDR blocks, ports (match.c) */
 
@@ -180,7 +182,7 @@ struct config {
     struct user_conf *users; /* none: nobody is asked who he is */
     size_t n_users;
     char via[64]; /* pseudonym in Via; empty: made at start */
-    int workers, queue, stack_kib;
+    int workers, exchanges, queue, stack_kib;
     int idle_s, head_s, queue_s, grace_s, linger_ms;
     int head_bytes, fields, target_bytes;
 
@@ -202,6 +204,11 @@ struct config {
     struct env_ways env;
     struct parent_rule *rules; /* [parent NAME], in their order */
     size_t n_rules;
+    struct match *h2c; /* plain hosts that are spoken to in HTTP/2 */
+
+    /* [http2] */
+    int streams, window_kib, session_kib, stall_s;
+    int resets, settings, pings, empty_frames, priorities, updates;
 
     /* [tunnel] */
     int stream_idle_s, half_closed_s;
@@ -209,6 +216,7 @@ struct config {
 
     /* [intercept] */
     bool intercept;
+    enum alpn_mode { ALPN_MIRROR, ALPN_ALWAYS_H2, ALPN_NEVER_H2 } alpn;
     struct match *only, *except; /* empty only: everything */
     char *dir;                   /* the CA's home; NULL: ~/.weir */
     int leaf_days, leaf_cache, sniff_ms;
@@ -223,7 +231,7 @@ struct config {
     char *log_file; /* NULL: standard error */
 };
 
-/* ---- one side of a byte pipe -------------------------------------------- */
+/* ---- one side of a byte pipe --------------------------------------------- */
 
 struct tls; /* a TLS layer over a socket, or over another TLS layer (end.c) */
 
@@ -245,7 +253,9 @@ struct end {
     /* the reader's alone: bytes read and not yet consumed */
     char *buf;
     size_t start, len, cap;
-    int rcv_ms; /* what SO_RCVTIMEO is now */
+    bool filled;  /* by the last read, from end to end */
+    int rcv_ms;   /* what SO_RCVTIMEO is now */
+    bool no_wait; /* set by its user: reads answer WHY_MORE, not wait */
     uint64_t n_in;
     /* the writer's alone */
     int snd_ms; /* what SO_SNDTIMEO is now */
@@ -256,17 +266,18 @@ struct end {
 
 enum version { HTTP_10, HTTP_11, HTTP_2, HTTP_3 };
 
-enum method { /* those whose semantics we act on */
-              METHOD_OTHER,
-              METHOD_GET,
-              METHOD_HEAD,
-              METHOD_POST,
-              METHOD_PUT,
-              METHOD_DELETE,
-              METHOD_CONNECT,
-              METHOD_OPTIONS,
-              METHOD_TRACE,
-              METHOD_PATCH,
+/* Those whose semantics we act on. */
+enum method {
+    METHOD_OTHER,
+    METHOD_GET,
+    METHOD_HEAD,
+    METHOD_POST,
+    METHOD_PUT,
+    METHOD_DELETE,
+    METHOD_CONNECT,
+    METHOD_OPTIONS,
+    METHOD_TRACE,
+    METHOD_PATCH,
 };
 
 enum body {
@@ -278,6 +289,7 @@ enum body {
 
 struct field {
     struct span name, value; /* spelling as received; value trimmed */
+    bool secret;             /* never to be indexed (RFC 7541 section 7.1.3) */
 };
 
 /* A request or an answer, or (fields only) a trailer section.  All spans
@@ -301,7 +313,9 @@ struct head {
     size_t n_fields, cap_fields;
     enum body body;
     uint64_t length;
-    struct span upgrade;    /* protocols asked for, or switched to (101) */
+    /* Protocols asked for, or switched to (101).  An extended CONNECT (RFC
+     * 8441) is a GET with an upgrade as well, and its 200 a 101. */
+    struct span upgrade;
     struct span connection; /* options of all Connection fields, joined */
     bool expects_continue, te_trailers;
     bool own; /* made by weir: what it says to the next hop is meant */
@@ -333,6 +347,9 @@ struct http_ops {
     enum why (*write_end)(struct http *, const struct head *trailers,
                           struct fail *);
     enum why (*flush)(struct http *, struct fail *);
+    /* The rest of the content is of no use.  True: the codec sees to it that
+     * none comes; false: it has to be read past.  The reader's. */
+    bool (*unwanted)(struct http *);
     /* Is the peer gone for good, so that nobody waits for our answer? */
     bool (*gone)(struct http *);
     /* May the connection (h2: always) carry another exchange after this? */
@@ -412,14 +429,103 @@ struct h1 {
     bool we_last;     /* we said that we close, or failed to write */
     char *out;        /* head and small content not yet sent */
     size_t out_len, out_cap;
+    /* RFC 6455 section 4: the key of a request, where the peer of this
+     * connection or the other version's has none of its own */
+    char ws_key[32]; /* as text; "": none */
+    bool ws_ours;    /* made here, so the answer is checked here */
     /* any thread */
     atomic_bool until_close; /* only our FIN ends the message being written */
     atomic_bool aborted;
 };
 
+/* ---- streams of a session ------------------------------------------------ */
+
+struct store { /* a queue of bytes; at NULL: none were ever there */
+    char *at;
+    size_t start, len, cap;
+};
+
+/* A head or a trailer section on its way to a session's owner, in the fields
+ * of HTTP/2 and 3: pseudo-fields first, names in lower case (fields.c). */
+struct packed {
+    struct packed *next;
+    int status; /* 0: a request, or trailers */
+    size_t n;
+    struct field at[]; /* their text stands behind them */
+};
+
+struct got { /* a head on its way to a stream's user */
+    struct head head;
+    struct got *next;
+};
+
+/* Between the owner of a session and its streams (stream.c). */
+struct hub {
+    pthread_mutex_t lock;
+    int wake_fd; /* an eventfd that the owner polls */
+    /* needs lock */
+    bool asleep; /* the owner polls, or is about to: it has to be woken */
+    bool over;   /* nobody serves the streams any more */
+    struct stream *calls, *last_call; /* who wants something of the owner */
+    size_t n_live;                    /* streams whose user is not through */
+    size_t owed;                      /* bytes read, no credit given yet */
+    pthread_cond_t left;              /* n_live is 0 */
+};
+
+struct stream {
+    struct http http; /* first: the codec casts */
+    struct hub *hub;
+    void *session; /* the owner's */
+    /* set before a second thread looks, then only read */
+    int64_t id;          /* -1: not opened yet */
+    bool connect;        /* a CONNECT of any kind: its content is no HTTP's */
+    bool extended;       /* one with a :protocol */
+    bool head_only;      /* the answer to a HEAD */
+    int idle_ms;         /* longest quiet in a read or write */
+    struct fail refused; /* the request was read, and will not do */
+    pthread_cond_t news; /* to its users: look again */
+    /* needs hub->lock */
+    bool called; /* is in hub->calls */
+    struct stream *next_call;
+    struct got *heads;  /* in: read_head takes the first */
+    struct head *tail;  /* in: trailers */
+    struct store in;    /* in: content not yet taken by the reader */
+    bool in_end;        /* in: its end has come */
+    struct fail broken; /* the stream is over, by this */
+    bool deaf;          /* the peer takes no more from us */
+    size_t credit;      /* read, to be given back to the peer */
+    struct packed *out_heads, *out_tail;
+    struct store out;
+    bool out_end;
+    bool switched;      /* extended: its 101 has passed */
+    bool unwanted;      /* no more content is wanted */
+    bool aborted, done; /* by its user; done: he is through with it */
+    enum why abort_why;
+    int n_refs; /* the user, the owner */
+    /* the reader's */
+    struct store taken; /* handed out by read_body */
+    bool saw_end;
+    struct head *saw_tail;
+    /* the writer's: not yet handed over */
+    struct packed *wr_heads, *wr_tail;
+    struct store wr;
+    bool wr_end;
+    bool wrote_end;
+    /* the owner's alone */
+    struct stream *next, *prev, *next_own;
+    bool seen_done; /* the user is through with it, and the owner knows */
+    bool seen_over; /* nothing but the end of our message is to come */
+    bool submitted; /* client role: the request was */
+    bool answered;  /* server role: its final head was */
+    bool closed, local_end, remote_end, deferred, held;
+    int64_t moved_at; /* ms: when the peer last took content */
+};
+
+struct h2; /* one HTTP/2 session (h2.c) */
+
 struct breaker; /* who failed to be connected to */
 
-/* ---- where to, and a way to it ------------------------------------------ */
+/* ---- where to, and a way to it ------------------------------------------- */
 
 struct origin {
     bool tls;                /* https */
@@ -462,12 +568,15 @@ struct upstream { /* a way to an origin; belongs to whoever took it */
     bool absolute;         /* the parent itself takes the requests */
     uint64_t serial;       /* of the settings it was opened under */
     struct hop hop;
-    struct end end;
+    struct end end; /* fd -1: a stream of a shared session */
     struct h1 h1;
-    struct http *http;   /* what to speak on; NULL: bare, TLS not begun */
-    char addr[ADDR_MAX]; /* the peer's address */
+    struct stream *stream;   /* set: http is its */
+    struct session *session; /* whose stream it is (session.c) */
+    struct http *http;       /* what to speak on; NULL: bare, TLS not begun */
+    char addr[ADDR_MAX];     /* the peer's address */
     struct clock_marks took;
     bool reused;       /* carried an exchange before this one */
+    bool plain_only;   /* HTTP/1 was all we offered: for an upgrade */
     bool bound;        /* saw connection-bound authentication: never shared */
     bool ticket_saved; /* its TLS session can be resumed */
     bool insecure;     /* its certificate was not verified, by setting */
@@ -486,6 +595,7 @@ struct weir { /* what all connections share; one, made by proxy.c */
     struct config *_Atomic config;
     struct listeners *listeners;
     struct pool *conns;
+    struct pool *exchanges; /* serve streams of clients' sessions */
     struct mitm *mitm;
     struct upstreams *upstreams;
     char via[64];       /* our pseudonym, e.g. "weir-3f9a" */
@@ -503,11 +613,11 @@ struct client { /* who asks: all that an exchange needs of its connection */
     struct weir *weir;
     const struct config *conf;
     uint64_t id;
+    int64_t stream; /* of its session; -1: none */
     uint64_t n_exchanges;
     char addr[ADDR_MAX];
-    bool tls; /* what it spoke to us */
-    const struct origin
-        *inside;   /* the target is known; NULL: a proxy request */
+    bool tls;                    /* what it spoke to us */
+    const struct origin *inside; /* the known target; NULL: a proxy request */
     bool own_name; /* TLS for our own name: origin-form means our pages */
     struct sockaddr_storage from; /* its address; family 0: not known */
     const char *denied;           /* the rule of conf against it; NULL: none */
@@ -550,8 +660,8 @@ struct socks_said { /* one message, in the buffer that it was parsed from */
 enum exchange_end {
     EXCHANGE_KEEP,  /* another may follow on the client's connection */
     EXCHANGE_CLOSE, /* none may; the answer is complete */
-    EXCHANGE_CUT, /* none may; the client must see that something is missing */
-    EXCHANGE_RAW, /* 101 went down: x->up and the client are a tunnel now */
+    EXCHANGE_CUT,   /* none may; the client must see that it is cut short */
+    EXCHANGE_RAW,   /* 101 went down: x->up and the client are a tunnel now */
 };
 
 struct exchange {
@@ -570,11 +680,17 @@ struct exchange {
     struct hop hop;
     char addr[ADDR_MAX]; /* of the origin; "": none was reached */
     bool reused;
+    enum version spoke;            /* with the origin; meant if addr is set */
     bool own;                      /* the answer was made by weir */
     int64_t first_us;              /* the first answer byte */
     int status;                    /* of the final answer; 0: none was sent */
     uint64_t up_bytes, down_bytes; /* of content */
     struct fail fail;              /* what ended it; why NONE: it completed */
+};
+
+struct tunnel_side { /* an end, or a stream of an h2/h3 session */
+    struct end *end;
+    struct http *http; /* used when end is NULL: its content is the bytes */
 };
 
 struct tunnel_result { /* how a tunnel went */
@@ -589,6 +705,7 @@ enum conn_state {
     ST_REQUEST,
     ST_DIAL,
     ST_EXCHANGE,
+    ST_SESSION,
     ST_TUNNEL,
     ST_LINGER,
     ST_SOCKS,
@@ -611,8 +728,11 @@ struct conn {
     struct origin target;   /* of a CONNECT, of an interception */
     bool target_known;      /* target is set: this is no proxy request */
     bool opaque;            /* what comes next is no HTTP */
+    bool alpn_h2;           /* HTTP/2 was agreed on in the handshake */
+    bool switched;          /* up and the client are raw, behind a 101 */
     bool cut;               /* close without a clean end */
     struct upstream *up;    /* kept for the next exchange, or for the tunnel */
+    struct h2 *h2;          /* NULL: it speaks HTTP/1 */
     int tunnel_idle_ms;
     struct tunnel_result tunnel;
     int64_t began_us;
@@ -634,8 +754,9 @@ struct listeners;
 struct listeners *listeners_new(struct weir *, const struct config *, char *err,
                                 size_t cap);
 bool listeners_start(struct listeners *, char *err, size_t cap);
-void listeners_serve(void *conn, struct worker *);      /* the pool's serve() */
-void listeners_retime(struct listeners *, int idle_ms); /* after a reload */
+void listeners_serve(void *conn, struct worker *); /* the pool's serve() */
+bool listeners_adopt(struct listeners *, struct conn *); /* false: no room */
+void listeners_retime(struct listeners *, int idle_ms);  /* after a reload */
 void listeners_address(const struct listeners *, size_t i, char *out,
                        size_t cap); /* as bound, e.g. "127.0.0.1:8080" */
 size_t listeners_count(const struct listeners *);
@@ -703,9 +824,22 @@ void conn_refuse(struct conn *, enum why,
                  const char *op); /* without waiting; then conn_free */
 void conn_timeout(struct conn *); /* parked past its `until` */
 void conn_free(struct conn *);
+/* A CONNECT's target that a stream leads to; the other end of fd is pumped. */
+struct conn *conn_new_inside(const struct client *, int fd,
+                             const struct origin *, struct upstream *);
+/* May what follows a CONNECT to o be looked into? */
+enum why connect_route(struct client *, struct head *req, struct origin *,
+                       struct fail *); /* where a CONNECT leads */
+bool conn_wants(const struct config *, const struct origin *);
 
-/* ---- end.c: an endpoint ---------------------------------------------------
- */
+/* ---- serve.c: one stream of a client's session --------------------------- */
+
+struct served; /* a stream, and who asks */
+struct served *served_new(struct stream *, const struct client *);
+void serve_stream(void *served, struct worker *); /* the pool's serve() */
+void serve_refuse(void *served, enum why);        /* no worker will take it */
+
+/* ---- end.c: an endpoint -------------------------------------------------- */
 
 void end_init(struct end *, int fd, enum side, int idle_ms);
 void end_clear(struct end *);              /* closes; may run twice */
@@ -715,6 +849,9 @@ enum why end_fill(struct end *, size_t cap, struct fail *); /* >= 1 more byte */
 enum why end_read(struct end *, void *buf, size_t cap, size_t *n,
                   struct fail *);
 enum why end_write(struct end *, struct iovec *, int n, struct fail *);
+enum why end_try_write(struct end *, const void *at, size_t len, size_t *n,
+                       struct fail *); /* without waiting */
+bool end_unsent(struct end *);         /* does something wait in it? */
 enum why end_finish(struct end *, struct fail *); /* our direction is over */
 enum why end_splice(struct end *from, struct end *to, const int pipe_fds[2],
                     size_t max, size_t *n, struct fail *); /* plain sockets */
@@ -723,14 +860,14 @@ bool end_pending(struct end *);      /* could be read without waiting */
 bool end_quiet(struct end *);        /* alive, and nothing unasked came */
 bool end_gone(struct end *);         /* reset, or closed both ways */
 void end_wake(struct end *);         /* any thread: shutdown(2) both ways */
+void end_stop_reading(struct end *); /* any thread: the reader wakes */
 void end_drop_buffer(struct end *);  /* while nothing is buffered */
 enum why end_handshake(struct end *, gnutls_session_t, int64_t deadline,
                        struct fail *); /* takes the session */
 void end_alert(struct end *, gnutls_alert_description_t);
 gnutls_session_t end_session(const struct end *); /* NULL: plain */
 
-/* ---- fail.c: reasons, and the clock ---------------------------------------
- */
+/* ---- fail.c: reasons, and the clock -------------------------------------- */
 
 int64_t now_ms(void), now_us(void); /* monotonic */
 
@@ -796,15 +933,13 @@ enum exchange_end exchange_run(struct exchange *);
 /* There is no proper request: answer with what x->fail says, and close. */
 enum exchange_end exchange_refuse(struct exchange *);
 
-/* ---- page.c: what weir says itself ----------------------------------------
- */
+/* ---- page.c: what weir says itself --------------------------------------- */
 
 enum why page_error(struct exchange *, const struct fail *, struct fail *);
 enum why page_own(struct exchange *, struct fail *);   /* our own site */
 enum why page_trace(struct exchange *, struct fail *); /* Max-Forwards: 0 */
 
-/* ---- h1.c: HTTP/1 ----------------------------------------------------------
- */
+/* ---- h1.c: HTTP/1 -------------------------------------------------------- */
 
 void h1_init(struct h1 *, struct end *, enum side, const struct config *);
 void h1_clear(struct h1 *);
@@ -815,6 +950,82 @@ enum why h1_try_head(struct h1 *, struct head *, struct fail *); /* no wait */
 enum why h1_parse_chunks(struct h1_chunks *, const char *raw, size_t len,
                          size_t *used, struct span *data, struct fail *);
 struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
+
+/* ---- fields.c: heads in the fields of HTTP/2 and 3 ----------------------- */
+
+struct section { /* one that is being received */
+    struct head head;
+    struct span method, scheme, authority, path, protocol, status;
+    size_t bytes; /* as RFC 9113 section 6.5.2 counts */
+    size_t max_bytes, max_fields;
+    bool over;   /* a ceiling was met: fields are dropped */
+    bool failed; /* no memory */
+};
+void section_init(struct section *, const struct config *);
+void section_reset(struct section *);
+void section_clear(struct section *);
+void section_add(struct section *, struct span name, struct span value,
+                 bool secret);
+/* The head that it makes; ends: no content follows.  The section is empty
+ * afterwards.  WHY_PROTO: malformed. */
+enum why section_request(struct section *, bool ends, struct head *,
+                         struct fail *);
+enum why section_answer(struct section *, bool ends, struct head *,
+                        struct fail *);
+void section_tail(struct section *, struct head *);
+struct packed *pack_head(const struct head *,
+                         bool head_only); /* NULL: memory */
+struct packed *pack_tail(const struct head *);
+
+/* ---- stream.c: between a session's owner and a stream's user ------------- */
+
+bool hub_init(struct hub *); /* false: no descriptor */
+void hub_clear(struct hub *);
+struct stream *hub_call(struct hub *); /* the next who calls; NULL: nobody */
+void hub_wake(struct hub *);           /* needs hub->lock */
+bool hub_sleep(struct hub *);          /* false: somebody calls, look again */
+void hub_awake(struct hub *);
+void hub_over(struct hub *);      /* every stream is broken */
+bool hub_over_idle(struct hub *); /* the same, if nobody uses one */
+bool hub_wait_left(struct hub *); /* false: somebody calls */
+size_t hub_live(struct hub *);
+
+bool store_add(struct store *, const void *, size_t len); /* false: memory */
+void store_clear(struct store *);
+struct stream *stream_new(struct hub *, enum side, enum version, int idle_ms);
+void stream_give(struct stream *); /* the user is through with it */
+void stream_drop(struct stream *); /* the owner is */
+bool stream_put_head(struct stream *, struct head *); /* takes what is in it */
+bool stream_put_data(struct stream *, const void *, size_t len);
+void stream_put_end(struct stream *, struct head *tail); /* tail may be NULL */
+void stream_break(struct stream *, enum why, const char *op, int code,
+                  const char *(*text)(int));
+void stream_deafen(struct stream *);
+size_t stream_unread(struct stream *); /* no credit was given for it */
+
+/* ---- h2.c: HTTP/2 sessions ----------------------------------------------- */
+
+struct h2_user { /* whoever has a session */
+    struct weir *weir;
+    /* Server role: a request has come on a stream; false: nobody can serve it.
+     * He gives the stream back. */
+    bool (*begin)(void *arg, struct stream *);
+    void *arg;
+    uint64_t id; /* for the log; 0: none */
+};
+struct h2 *h2_new(struct end *, enum side, const struct config *,
+                  const struct h2_user *);
+void h2_free(struct h2 *);
+/* Own the session until it is over, or has been idle for linger_ms.
+ * WHY_NONE: idle, may be called again; WHY_EOF: it ended well. */
+enum why h2_run(struct h2 *, int linger_ms, struct fail *);
+void h2_goodbye(struct h2 *); /* GOAWAY, if it can be sent without waiting */
+uint64_t h2_served(const struct h2 *); /* streams that have been */
+/* Client role; any thread.  A stream not yet opened; NULL: no room, or it
+ * takes no more. */
+struct stream *h2_open(struct h2 *, bool *used);
+int h2_extended(struct h2 *, int64_t until); /* 1: yes, 0: no, -1: over */
+void h2_stop(struct h2 *);                   /* end it, from any thread */
 
 /* ---- acl.c: who may use weir, and where to ----------------------------------
  */
@@ -865,8 +1076,7 @@ struct udp_result { /* bytes */
 enum why udp_relay(const struct client *, struct end *control,
                    const struct socks *, struct udp_result *, struct fail *);
 
-/* ---- ca.c: our certificate authority, on disk ------------------------------
- */
+/* ---- ca.c: our certificate authority, on disk ---------------------------- */
 
 struct ca {    /* never changes once made */
     char *dir; /* where it lives */
@@ -878,8 +1088,7 @@ struct ca *ca_new(const char *dir, char *err, size_t cap); /* NULL: ~/.weir */
 void ca_free(struct ca *);
 int ca_crt_begin(gnutls_x509_crt_t, gnutls_pubkey_t, time_t until);
 
-/* ---- leaf.c: certificates for the names we answer for ----------------------
- */
+/* ---- leaf.c: certificates for the names we answer for -------------------- */
 
 struct leaf;   /* one certificate with its chain */
 struct leaves; /* all of them */
@@ -895,15 +1104,13 @@ void leaf_show(struct leaf *, struct gnutls_pcert_st **chain, unsigned *n,
 size_t leaves_count(struct leaves *);    /* kept now */
 uint64_t leaves_minted(struct leaves *); /* made since the start */
 
-/* ---- hello.c: what a ClientHello says --------------------------------------
- */
+/* ---- hello.c: what a ClientHello says ------------------------------------ */
 
 enum why hello_parse(const void *raw, size_t len, struct hello *);
 enum why hello_read(struct end *, int64_t deadline, struct hello *,
                     struct fail *); /* consumes nothing */
 
-/* ---- mitm.c: who is intercepted, and TLS towards him -----------------------
- */
+/* ---- mitm.c: who is intercepted, and TLS towards him --------------------- */
 
 struct mitm *mitm_new(const struct config *, char *err, size_t cap);
 void mitm_free(struct mitm *);
@@ -914,8 +1121,7 @@ enum why mitm_accept(struct mitm *, struct end *, const char *name,
                      const struct names *, unsigned alpn, int64_t deadline,
                      struct fail *); /* TLS server on end as `name` */
 
-/* ---- dns.c: names to addresses ---------------------------------------------
- */
+/* ---- dns.c: names to addresses ------------------------------------------- */
 
 struct address {
     struct sockaddr_storage at;
@@ -934,8 +1140,7 @@ struct resolver { /* the C library's, unless a test puts its own here */
 };
 extern struct resolver dns_resolver; /* set before the first lookup */
 
-/* ---- dial.c: host and port -> connected socket -----------------------------
- */
+/* ---- dial.c: host and port -> connected socket --------------------------- */
 
 enum why dial(const struct client *, const char *host, uint16_t port,
               enum access, int *fd, char addr[ADDR_MAX], struct clock_marks *,
@@ -974,8 +1179,7 @@ struct secure;
 enum why parent_open(const struct client *, struct secure *, struct upstream *,
                      bool *again, struct fail *);
 
-/* ---- secure.c: TLS to origins, and what is remembered of them ---------------
- */
+/* ---- secure.c: TLS to origins, and what is remembered of them ------------ */
 
 struct secure; /* trust, resumption data, remembered origins */
 struct secure *secure_new(const struct config *, char *err, size_t cap);
@@ -988,8 +1192,7 @@ void secure_save_ticket(struct secure *, struct upstream *);
 bool secure_known(struct secure *, const struct origin *, struct known *);
 const char *cert_text(int status); /* why a certificate was refused */
 
-/* ---- upstream.c: target -> connected, ready origin -------------------------
- */
+/* ---- upstream.c: target -> connected, ready origin ----------------------- */
 
 struct upstreams *upstreams_new(const struct config *, char *err, size_t cap);
 void upstreams_free(struct upstreams *);
@@ -1000,20 +1203,24 @@ void upstreams_reap(struct upstreams *,
 struct upstream *upstream_dial(const struct client *, const struct origin *,
                                struct fail *);
 /* TLS on a bare way to an https origin, and the codec to speak on. */
-enum why upstream_ready(const struct client *, struct upstream *,
+enum why upstream_ready(const struct client *, struct upstream *, unsigned alpn,
                         struct fail *);
 /* A way to speak HTTP on: reused (unless fresh), or dialled and made ready. */
 struct upstream *upstream_take(const struct client *, const struct origin *,
-                               bool fresh, struct fail *);
+                               struct span upgrade, bool fresh, struct fail *);
+/* Can this way carry a request with that upgrade?  Empty: none. */
+bool upstream_serves(const struct upstream *, struct span upgrade);
 void upstream_give(const struct client *, struct upstream *); /* for reuse */
+struct tunnel_side upstream_side(struct upstream *);          /* after a 101 */
 bool upstream_alive(struct upstream *); /* idle, and fit for an exchange? */
 void upstream_free(struct upstream *);  /* closes; NULL: nothing */
-bool upstream_has(const struct client *,
-                  const struct origin *); /* an idle one */
+/* Is there an idle one? */
+bool upstream_has(const struct client *, const struct origin *);
 bool upstream_known(const struct client *, const struct origin *,
                     struct known *);
 bool origin_same(const struct origin *, const struct origin *);
 /* Can this way serve that origin, as the settings are now? */
+bool upstream_granted(const struct client *, const struct upstream *);
 bool upstream_fits(const struct client *, const struct upstream *,
                    const struct origin *);
 /* A way's parent answered (f NULL), or broke off before it did. */
@@ -1022,19 +1229,32 @@ void upstream_judge(const struct client *, struct upstream *,
 /* Keep of a proxy request what a parent has to be told. */
 void upstream_note_request(struct client *, const struct head *);
 
-/* ---- tunnel.c: bytes both ways ----------------------------------------------
- */
+/* ---- session.c: HTTP/2 connections that exchanges share ------------------ */
 
-struct tunnel_side { /* an end, or a stream of an h2/h3 session */
-    struct end *end;
-    struct http *http; /* used when end is NULL: its content is the bytes */
-};
+struct sessions;
+struct dialling;
+struct sessions *sessions_new(struct secure *);
+void sessions_free(struct sessions *);
+void sessions_reap(struct sessions *);
+enum why session_start(struct sessions *, const struct client *,
+                       struct upstream *, struct fail *);
+bool session_take(struct sessions *, const struct client *,
+                  const struct origin *, const struct parent *,
+                  struct upstream *);
+bool session_extended(const struct upstream *);
+struct dialling *sessions_turn(struct sessions *, const struct origin *,
+                               const struct parent *, int64_t until);
+void sessions_turned(struct sessions *, struct dialling *);
+
+/* ---- tunnel.c: bytes both ways ------------------------------------------- */
+
 void tunnel_run(struct worker *, const struct weir *, struct tunnel_side client,
                 struct tunnel_side server, int idle_ms, int half_closed_ms,
                 struct tunnel_result *);
+void tunnel_log(const struct client *, const struct upstream *,
+                const struct tunnel_result *, int64_t from_us);
 
-/* ---- log.c: one event, one line, one write(2)
- * -------------------------------- */
+/* ---- log.c: one event, one line, one write(2) ---------------------------- */
 
 struct line { /* a line being written */
     char at[4096];
@@ -1050,8 +1270,8 @@ void log_begin(struct line *, enum level, const char *event, uint64_t conn);
 void log_str(struct line *, const char *key, const char *value);
 void log_span(struct line *, const char *key, struct span value);
 void log_int(struct line *, const char *key, int64_t value);
-void log_ms(struct line *, const char *key,
-            int64_t us); /* 1.234; <0: left out */
+/* As 1.234; a negative time is left out. */
+void log_ms(struct line *, const char *key, int64_t us);
 struct hop;
 void log_hop(struct line *, const struct hop *);   /* parent= and its times */
 void log_fail(struct line *, const struct fail *); /* why= by= op= error= */

@@ -51,8 +51,7 @@ struct secure {
     size_t n;
 };
 
-/* ---- certificates in words -------------------------------------------------
- */
+/* ---- certificates in words ----------------------------------------------- */
 
 /* Why a certificate was refused: gnutls_certificate_status_t bits, the most
  * telling one first.  A literal, never NULL. */
@@ -158,8 +157,7 @@ verify(gnutls_session_t session, const char *host, struct fail *f)
                      (int)status, cert_text);
 }
 
-/* ---- the memory ------------------------------------------------------------
- */
+/* ---- the memory ---------------------------------------------------------- */
 
 static size_t
 bucket_of(const struct origin *o)
@@ -346,8 +344,7 @@ use_ticket(struct secure *s, gnutls_session_t session,
     pthread_mutex_unlock(&s->lock);
 }
 
-/* ---- connections
- * ------------------------------------------------------------- */
+/* ---- connections --------------------------------------------------------- */
 
 static int
 offer_alpn(gnutls_session_t session, unsigned alpn)
@@ -466,8 +463,7 @@ secure_parent(struct secure *s, const struct client *c, struct end *end,
     return why;
 }
 
-/* ---- start and end
- * ------------------------------------------------------------ */
+/* ---- start and end ------------------------------------------------------- */
 
 /* The system's roots, and those of a file if there is one.  False: err. */
 static bool

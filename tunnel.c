@@ -25,10 +25,11 @@
 #include "proxy.h"
 
 enum {
-    SMALL_BUF = 16384,   /* on the stack; only its touched pages cost */
+    SMALL_BUF = 2048, /* on the stack, which idle tunnels are to keep small */
     PIPE_BYTES = 262144, /* asked for; the kernel may give less */
     FULL_READS = 4,      /* in a row: bulk */
-    SHORT_READS = 64,    /* in a row below SMALL_BUF: no bulk any more */
+    SHORT_READS = 64,    /* in a row below BULK_LEAST: no bulk any more */
+    BULK_LEAST = 16384,
 };
 
 struct pump { /* one direction */
@@ -56,8 +57,7 @@ struct tunnel {
     struct pump up, down;
 };
 
-/* ---- a side: an end, or a stream -------------------------------------------
- */
+/* ---- a side: an end, or a stream ----------------------------------------- */
 
 static enum why
 side_write(struct tunnel_side *s, const char *at, size_t len, struct fail *f)
@@ -107,8 +107,7 @@ side_wake(struct tunnel_side *s)
         s->http->ops->abort(s->http, WHY_IDLE);
 }
 
-/* ---- one direction
- * ----------------------------------------------------------- */
+/* ---- one direction ------------------------------------------------------- */
 
 /* Quiet both ways for longer than allowed?  If not, read on. */
 static bool
@@ -147,7 +146,7 @@ static void
 pump_judge(struct pump *p, size_t n, size_t cap)
 {
     p->full = n == cap ? p->full + 1 : 0;
-    p->shorts = n < SMALL_BUF ? p->shorts + 1 : 0;
+    p->shorts = n < BULK_LEAST ? p->shorts + 1 : 0;
 }
 
 static bool
@@ -216,22 +215,25 @@ pump_once(struct pump *p, char *buf, size_t cap)
     return why;
 }
 
-/* Bytes that were read ahead (behind a head, or while sniffing) go first. */
+/* Bytes that were read ahead (behind a head, or while sniffing) go first; then
+ * the buffer goes, since a pump has its own. */
 static enum why
 pump_ahead(struct pump *p)
 {
+    struct end *from = p->from->end;
     struct span ahead;
-    enum why why;
+    enum why why = WHY_NONE;
 
-    if (p->from->end == NULL || p->from->end->len == 0)
+    if (from == NULL)
         return WHY_NONE;
-    ahead = end_ahead(p->from->end);
-    why = side_write(p->to, ahead.at, ahead.len, &p->fail);
+    ahead = end_ahead(from);
+    if (ahead.len > 0)
+        why = side_write(p->to, ahead.at, ahead.len, &p->fail);
     if (why == WHY_NONE) {
         pump_moved(p, ahead.len);
-        end_consume(p->from->end, ahead.len);
+        end_consume(from, ahead.len);
+        end_drop_buffer(from);
     }
-    end_drop_buffer(p->from->end);
     return why;
 }
 
@@ -302,6 +304,9 @@ side_prepare(struct tunnel_side *s, int idle_ms)
         s->end->idle_ms = idle_ms;
         s->end->deadline = 0;
         s->end->watch = NULL;
+    } else {
+        s->http->idle_ms = idle_ms;
+        s->http->watch = NULL;
     }
 }
 
@@ -349,4 +354,33 @@ tunnel_run(struct worker *w, const struct weir *weir, struct tunnel_side client,
     if (t.down.fail.why != WHY_NONE &&
         (r->fail.why == WHY_NONE || r->fail.side != r->ended_by))
         r->fail = t.down.fail;
+}
+
+/* The one line of a tunnel that has ended. */
+void
+tunnel_log(const struct client *c, const struct upstream *up,
+           const struct tunnel_result *r, int64_t from_us)
+{
+    char target[HOST_MAX + 16];
+    struct line l;
+
+    if (!log_on(LEVEL_INFO))
+        return;
+    origin_authority(&up->origin, target, sizeof target);
+    log_begin(&l, LEVEL_INFO, "tunnel", c->id);
+    if (c->stream >= 0)
+        log_int(&l, "stream", c->stream);
+    log_str(&l, "client", c->addr);
+    log_str(&l, "target", target);
+    if (up->hop.parent[0] == '\0')
+        log_str(&l, "origin", up->addr);
+    log_int(&l, "up", (int64_t)r->up);
+    log_int(&l, "down", (int64_t)r->down);
+    log_ms(&l, "dns_ms", up->took.dns_us);
+    log_ms(&l, "connect_ms", up->took.connect_us);
+    log_hop(&l, &up->hop);
+    log_ms(&l, "ms", now_us() - from_us);
+    log_str(&l, "ended_by", side_name(r->ended_by));
+    log_fail(&l, &r->fail);
+    log_send(&l);
 }

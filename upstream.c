@@ -27,6 +27,7 @@ enum { BUCKETS = 256 }; /* a power of two */
 struct upstreams {
     struct secure *secure;
     struct breaker *breaker;
+    struct sessions *sessions; /* HTTP/2 ways, which are shared */
     pthread_mutex_t lock;
     /* needs lock */
     struct upstream *buckets[BUCKETS]; /* next/prev, the newest first */
@@ -62,8 +63,7 @@ bucket_of(const struct origin *o)
     return h & (BUCKETS - 1);
 }
 
-/* ---- the cache
- * ----------------------------------------------------------------- */
+/* ---- the cache ----------------------------------------------------------- */
 
 /* Needs us->lock. */
 static void
@@ -136,13 +136,15 @@ cache_take(struct upstreams *us, const struct origin *o,
 bool
 upstream_alive(struct upstream *up)
 {
+    if (up->stream != NULL)
+        return !up->http->ops->gone(up->http);
     return end_quiet(&up->end);
 }
 
 /* Targets may have been denied since it was opened.  What was opened under
  * other settings is not asked again but opened again. */
-static bool
-still_granted(const struct client *c, const struct upstream *up)
+bool
+upstream_granted(const struct client *c, const struct upstream *up)
 {
     return up->serial == c->conf->serial ||
            (match_empty(c->conf->target_deny) &&
@@ -159,15 +161,15 @@ cache_take_alive(const struct client *c, const struct origin *o,
     struct upstream *up;
 
     while ((up = cache_take(us, o, parent)) != NULL) {
-        if (up->given_at >= since && still_granted(c, up) && upstream_alive(up))
+        if (up->given_at >= since && upstream_granted(c, up) &&
+            upstream_alive(up))
             return up;
         upstream_free(up);
     }
     return NULL;
 }
 
-/* ---- ways
- * ------------------------------------------------------------------------ */
+/* ---- ways ---------------------------------------------------------------- */
 
 /* Close and forget a way, wherever it is in its life. */
 void
@@ -175,7 +177,9 @@ upstream_free(struct upstream *up)
 {
     if (up == NULL)
         return;
-    if (up->http != NULL)
+    if (up->stream != NULL)
+        stream_give(up->stream);
+    else if (up->http != NULL)
         h1_clear(&up->h1);
     end_clear(&up->end);
     parent_give(up->parent);
@@ -237,32 +241,20 @@ way_open(const struct client *c, const struct origin *o, struct parent *parent,
     return NULL;
 }
 
-/* Reach an origin by the ways that the settings name, in their order; from the
- * cache if that is allowed. */
+/* way_open(), but an environment that leads back to ourselves is none. */
 static struct upstream *
-way_take(const struct client *c, const struct origin *o, bool fresh,
-         struct fail *f)
+way_dial(const struct client *c, const struct origin *o, struct parent *parent,
+         enum access what, bool *again, struct fail *f)
 {
-    struct parent *ways[WAYS_MAX];
-    size_t n = parent_choose(c->conf, o, ways);
-    struct upstream *up = NULL;
-    enum access what;
-    bool again = true;
+    struct upstream *up;
 
-    if (access_target(c, o->host, o->port, &what, f) != WHY_NONE)
-        return NULL;
-    for (size_t i = 0; i < n && up == NULL && again; i++) {
-        *f = (struct fail){0}; /* of the parent before */
-        up = fresh ? NULL : cache_take_alive(c, o, ways[i]);
-        if (up == NULL)
-            up = way_open(c, o, ways[i], what, &again, f);
-        if (up == NULL && f->why == WHY_LOOP && ways[i] != NULL &&
-            atomic_load(&ways[i]->ourselves)) {
-            *f = (struct fail){0}; /* an environment that names us */
-            up = way_open(c, o, NULL, what, &again, f);
-        }
-    }
-    return up;
+    *f = (struct fail){0}; /* of the parent before this one */
+    up = way_open(c, o, parent, what, again, f);
+    if (up != NULL || f->why != WHY_LOOP || parent == NULL ||
+        !atomic_load(&parent->ourselves))
+        return up;
+    *f = (struct fail){0};
+    return way_open(c, o, NULL, what, again, f);
 }
 
 /*
@@ -276,60 +268,210 @@ way_take(const struct client *c, const struct origin *o, bool fresh,
 struct upstream *
 upstream_dial(const struct client *c, const struct origin *o, struct fail *f)
 {
+    struct parent *ways[WAYS_MAX];
     struct origin through = *o;
+    struct upstream *up = NULL;
+    enum access what;
+    bool again = true;
+    size_t n;
 
     through.tunnel = true;
-    return way_take(c, &through, true, f);
+    if (access_target(c, o->host, o->port, &what, f) != WHY_NONE)
+        return NULL;
+    n = parent_choose(c->conf, &through, ways);
+    for (size_t i = 0; i < n && up == NULL && again; i++)
+        up = way_dial(c, &through, ways[i], what, &again, f);
+    return up;
+}
+
+/* Did the origin choose HTTP/2, or do the settings say that it speaks it? */
+static bool
+speaks_h2(const struct client *c, const struct upstream *up, unsigned alpn)
+{
+    gnutls_datum_t name;
+
+    if (!up->origin.tls)
+        return (alpn & ALPN_H2) &&
+               match_host(c->conf->h2c, up->origin.host, up->origin.port);
+    return gnutls_alpn_get_selected_protocol(end_session(&up->end), &name) ==
+               0 &&
+           name.size == 2 && memcmp(name.data, "h2", 2) == 0;
 }
 
 /*
  * upstream_ready - TLS if the origin is https, and the codec to speak on.
  *
- * up  bare; on failure only fit to be freed
+ * up    bare; on failure only fit to be freed.  An origin that speaks HTTP/2
+ *       makes it a stream of a session that others share
+ * alpn  what may be spoken: a set of ALPN_HTTP1 and ALPN_H2
  *
  * Returns WHY_NONE or what secure_connect() returned.  Blocks: connect_s.
  */
 enum why
-upstream_ready(const struct client *c, struct upstream *up, struct fail *f)
+upstream_ready(const struct client *c, struct upstream *up, unsigned alpn,
+               struct fail *f)
 {
     enum why why;
 
     assert(up->http == NULL);
     if (up->origin.tls) {
-        why = secure_connect(c->weir->upstreams->secure, c, up, ALPN_HTTP1, f);
+        why = secure_connect(c->weir->upstreams->secure, c, up, alpn, f);
         if (why != WHY_NONE)
             return why;
     }
+    if (speaks_h2(c, up, alpn))
+        return session_start(c->weir->upstreams->sessions, c, up, f);
     h1_init(&up->h1, &up->end, SIDE_ORIGIN, c->conf);
     up->h1.absolute = up->absolute;
     up->http = &up->h1.http;
     return WHY_NONE;
 }
 
-/*
- * upstream_take - a way to speak HTTP with an origin.
- *
- * fresh  not one that has been used before
- *
- * Returns the caller's, to be given or freed; NULL: f is noted.
- * Thread: any.  Blocks: dns_s + 2 x connect_s.
- */
-struct upstream *
-upstream_take(const struct client *c, const struct origin *o, bool fresh,
-              struct fail *f)
+/* HTTP/1 takes any upgrade.  HTTP/2 takes WebSocket, where the origin has said
+ * so (RFC 8441).  Blocks: until it has said anything. */
+bool
+upstream_serves(const struct upstream *up, struct span upgrade)
 {
-    struct upstream *up = way_take(c, o, fresh, f);
+    if (upgrade.len == 0 || up->stream == NULL)
+        return true;
+    return span_isi(upgrade, "websocket") && session_extended(up);
+}
+
+/* What carries the bytes of both directions once HTTP is over on a way. */
+struct tunnel_side
+upstream_side(struct upstream *up)
+{
+    if (up->stream != NULL)
+        return (struct tunnel_side){.http = up->http};
+    return (struct tunnel_side){.end = h1_take_raw(&up->h1)};
+}
+
+/* A stream of a session that is there already; NULL: there is none, or not for
+ * this upgrade. */
+static struct upstream *
+take_shared(const struct client *c, const struct origin *o,
+            const struct parent *parent, struct span upgrade)
+{
+    struct upstream *up = calloc(1, sizeof *up);
 
     if (up == NULL)
         return NULL;
-    if (up->http != NULL) {
+    if (session_take(c->weir->upstreams->sessions, c, o, parent, up) &&
+        upstream_serves(up, upgrade))
+        return up;
+    if (up->stream == NULL) /* its end was never begun */
+        up->end.fd = -1;
+    upstream_free(up);
+    return NULL;
+}
+
+struct wish { /* what a way is wanted for */
+    const struct origin *origin;
+    struct span upgrade;
+    enum access what;
+};
+
+/* Dial and make ready.  An origin that turns out to speak HTTP/2 and not to
+ * take this upgrade is asked again, for HTTP/1 alone. */
+static struct upstream *
+take_new(const struct client *c, const struct wish *w, struct parent *parent,
+         struct upstream *up, bool *again, struct fail *f)
+{
+    unsigned alpn = ALPN_HTTP1 | ALPN_H2;
+
+    for (;;) {
+        if (up == NULL &&
+            (up = way_dial(c, w->origin, parent, w->what, again, f)) == NULL)
+            return NULL;
+        *again = false;
+        if (upstream_ready(c, up, alpn, f) != WHY_NONE) {
+            upstream_free(up);
+            return NULL;
+        }
+        if (alpn == ALPN_HTTP1 || upstream_serves(up, w->upgrade))
+            return up;
+        upstream_free(up);
+        up = NULL;
+        alpn = ALPN_HTTP1;
+    }
+}
+
+/* May this origin speak HTTP/2, for all we know? */
+static bool
+may_share(const struct client *c, const struct origin *o,
+          const struct parent *parent)
+{
+    struct known known;
+
+    if (parent_absolute(parent, o))
+        return false;
+    if (!o->tls)
+        return match_host(c->conf->h2c, o->host, o->port);
+    return !upstream_known(c, o, &known) || (known.alpn & ALPN_H2);
+}
+
+/* A way by one parent (NULL: directly).  *again: the next one may do better. */
+static struct upstream *
+take_by(const struct client *c, const struct wish *w, struct parent *parent,
+        bool fresh, bool *again, struct fail *f)
+{
+    const struct origin *o = w->origin;
+    struct sessions *ss = c->weir->upstreams->sessions;
+    struct dialling *turn = NULL;
+    struct upstream *up = fresh ? NULL : cache_take_alive(c, o, parent);
+
+    *again = false;
+    if (up != NULL && up->http != NULL) {
         up->reused = true;
         return up;
     }
-    if (upstream_ready(c, up, f) != WHY_NONE) {
-        upstream_free(up);
-        return NULL;
+    if (may_share(c, o, parent)) {
+        struct upstream *shared = take_shared(c, o, parent, w->upgrade);
+
+        if (shared == NULL) {
+            turn = sessions_turn(
+                ss, o, parent,
+                now_ms() + (c->conf->dns_s + 2 * c->conf->connect_s) * 1000LL);
+            if (turn == NULL || !may_share(c, o, parent))
+                shared = take_shared(c, o, parent, w->upgrade);
+        }
+        if (shared != NULL) {
+            sessions_turned(ss, turn);
+            upstream_give(c, up);
+            return shared;
+        }
     }
+    up = take_new(c, w, parent, up, again, f);
+    sessions_turned(ss, turn);
+    return up;
+}
+
+/*
+ * upstream_take - a way to speak HTTP with an origin.
+ *
+ * upgrade  what the request wants to switch to; empty: nothing
+ * fresh    not a connection that has been used before.  A session that is
+ *          shared knows by itself whether it is alive.
+ *
+ * Returns the caller's, to be given or freed; NULL: f is noted.
+ * Thread: any.  Blocks: dns_s + 2 x connect_s, and as long for another who
+ * finds out what the origin speaks; for each parent that is tried.
+ */
+struct upstream *
+upstream_take(const struct client *c, const struct origin *o,
+              struct span upgrade, bool fresh, struct fail *f)
+{
+    struct wish w = {.origin = o, .upgrade = upgrade};
+    struct parent *ways[WAYS_MAX];
+    struct upstream *up = NULL;
+    bool again = true;
+    size_t n;
+
+    if (access_target(c, o->host, o->port, &w.what, f) != WHY_NONE)
+        return NULL;
+    n = parent_choose(c->conf, o, ways);
+    for (size_t i = 0; i < n && up == NULL && again; i++)
+        up = take_by(c, &w, ways[i], fresh, &again, f);
     return up;
 }
 
@@ -347,7 +489,7 @@ upstream_give(const struct client *c, struct upstream *up)
 
     if (up == NULL)
         return;
-    if (up->bound || c->conf->reuse_per_origin == 0 ||
+    if (up->stream != NULL || up->bound || c->conf->reuse_per_origin == 0 ||
         c->conf->reuse_total == 0 || atomic_load(&c->weir->draining)) {
         upstream_free(up);
         return;
@@ -373,11 +515,14 @@ bool
 upstream_has(const struct client *c, const struct origin *o)
 {
     struct parent *ways[WAYS_MAX];
-    struct upstream *up = NULL;
+    struct upstream *up;
 
-    if (match_find(c->conf->target_deny, o->host, o->port) == NULL &&
-        parent_choose(c->conf, o, ways) > 0)
-        up = cache_take_alive(c, o, ways[0]);
+    if (match_find(c->conf->target_deny, o->host, o->port) != NULL)
+        return false;
+    (void)parent_choose(c->conf, o, ways);
+    up = cache_take_alive(c, o, ways[0]);
+    if (up == NULL && may_share(c, o, ways[0]))
+        up = take_shared(c, o, ways[0], (struct span){"", 0});
     if (up == NULL)
         return false;
     upstream_give(c, up);
@@ -392,7 +537,7 @@ upstream_fits(const struct client *c, const struct upstream *up,
     struct parent *ways[WAYS_MAX];
     size_t n = parent_choose(c->conf, o, ways);
 
-    if (!still_granted(c, up))
+    if (!upstream_granted(c, up))
         return false;
     for (size_t i = 0; i < n; i++)
         if (way_same(up, o, ways[i]))
@@ -460,8 +605,7 @@ upstream_known(const struct client *c, const struct origin *o,
     return secure_known(c->weir->upstreams->secure, o, out);
 }
 
-/* ---- start, every second, end
- * ------------------------------------------------------ */
+/* ---- start, every second, end -------------------------------------------- */
 
 /* Load the trust store; NULL: err says why. */
 struct upstreams *
@@ -483,6 +627,11 @@ upstreams_new(const struct config *conf, char *err, size_t cap)
         upstreams_free(us);
         return NULL;
     }
+    if ((us->sessions = sessions_new(us->secure)) == NULL) {
+        snprintf(err, cap, "out of memory");
+        upstreams_free(us);
+        return NULL;
+    }
     return us;
 }
 
@@ -492,6 +641,7 @@ upstreams_reap(struct upstreams *us, const struct config *conf)
 {
     int64_t since = now_ms() - conf->reuse_s * 1000LL;
 
+    sessions_reap(us->sessions);
     for (;;) {
         struct upstream *up;
 
@@ -519,6 +669,7 @@ upstreams_free(struct upstreams *us)
         cache_unlink(us, up);
         upstream_free(up);
     }
+    sessions_free(us->sessions);
     secure_free(us->secure);
     breaker_free(us->breaker);
     pthread_mutex_destroy(&us->lock);

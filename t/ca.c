@@ -297,8 +297,7 @@ test_where(void)
     refused("file", "Not a directory", "a file as directory");
 }
 
-/* ---- what must not be used
- * --------------------------------------------------- */
+/* ---- what must not be used ----------------------------------------------- */
 
 static void
 test_key_modes(void)
@@ -455,8 +454,7 @@ test_brought(void)
     }
 }
 
-/* ---- read-only, interrupted, at once
- * ------------------------------------------ */
+/* ---- read-only, interrupted, at once ------------------------------------- */
 
 /* In a process of its own, as a user whom modes bind: the CA's hash, or
  * nothing. */

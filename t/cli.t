@@ -74,7 +74,7 @@ for my $case (
     is $exit, 1, "$name: exit 1";
     like $said, qr/^(?:weir: )?\Q$file\E:$line: \[$section\] \Q$key\E: \S/m,
         "$name: file, line, section, key";
-    like $said, qr/allowed|between|one of|from/, "$name: what is allowed";
+    like $said, qr/allowed|did you mean/, "$name: what is allowed";
 }
 {
     my ($exit, $said, $file) = check("[prox]\nlisten = $any\n");
@@ -101,9 +101,9 @@ for my $case (
     my $cwd  = scratch('cwd', 1);
     mkdir "$xdg/weir";
     # a mistake in each shows which one was read
-    spew("$xdg/weir/proxy.ini", "[xdg]\n");
-    spew("$cwd/proxy.ini", "[cwd]\n");
-    my $given = spew(scratch('given'), "[given]\n");
+    spew("$xdg/weir/proxy.ini", "[xdg]\nx = y\n");
+    spew("$cwd/proxy.ini", "[cwd]\nx = y\n");
+    my $given = spew(scratch('given'), "[given]\nx = y\n");
     my %in = (home => $home, cd => $cwd, env => { XDG_CONFIG_HOME => $xdg });
     like weir_run([ '-t', '-c', $given ], %in)->{err}, qr/\[given\]/,
         '-c FILE is the file';
@@ -113,7 +113,7 @@ for my $case (
         'then $XDG_CONFIG_HOME/weir/proxy.ini';
     mkdir "$home/.config";
     mkdir "$home/.config/weir";
-    spew("$home/.config/weir/proxy.ini", "[config]\n");
+    spew("$home/.config/weir/proxy.ini", "[config]\nx = y\n");
     like weir_run(['-t'], home => $home, cd => $cwd)->{err}, qr/\[config\]/,
         'which is ~/.config if it is not set';
     unlink "$home/.config/weir/proxy.ini", "$xdg/weir/proxy.ini";
@@ -150,10 +150,20 @@ for my $case (
     $ask->($v);
     ok $v->wait_log(qr/\bstate\b.*\brequest\b/), '-v shows the states by name';
     $v->stop;
-    my $q = Weir->start(args => ['-q']);
-    $ask->($q);
-    $q->stop;
-    unlike $q->log, qr/marked/, '-q: no line for each exchange';
+    my $port = free_port();
+    my $home = scratch('home', 1);
+    my $q = start_process([ Weir::binary(), Weir::weir_sets(), '-q', '--set',
+        "proxy.listen=127.0.0.1:$port" ], cd => $home,
+        env => { HOME => $home });
+    wait_for('the quiet one to listen', sub {
+        IO::Socket::IP->new(PeerHost => '127.0.0.1', PeerPort => $port)
+    });
+    is Weir::Wire->dial('127.0.0.1', $port)->ask('GET',
+        'http://127.0.0.1:' . closed_port() . '/marked')->{status}, 502,
+        '-q: works';
+    is stop_process($q), 0, '-q: ends with 0';
+    is slurp($q->{out}), '', '-q: says nothing';
+    unlike slurp($q->{err}), qr/marked/, '-q: nor about each exchange';
     my $n = Weir->start;
     $ask->($n);
     ok $n->wait_log(qr/marked/), 'neither: a line for each exchange';

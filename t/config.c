@@ -237,8 +237,7 @@ test_uncommented(const char *ini)
     config_give(preset);
 }
 
-/* ---- values
- * ------------------------------------------------------------------ */
+/* ---- values -------------------------------------------------------------- */
 
 static void
 test_defaults(void)
@@ -619,8 +618,7 @@ test_resolve(void)
          "name");
 }
 
-/* ---- the file
- * ------------------------------------------------------------------ */
+/* ---- the file ------------------------------------------------------------ */
 
 static void
 test_unknown(void)
@@ -640,15 +638,16 @@ test_unknown(void)
                             "format, file");
     says("[intercepts]\nenable = no\n",
          "t.ini:2: [intercepts] enable: unknown section, did you mean "
-         "[intercept]? allowed: proxy, access, upstream, tunnel, "
+         "[intercept]? allowed: proxy, access, upstream, http2, tunnel, "
          "intercept, parent NAME, resolve, log");
     says("[h9]\n\nstreams = 1\n",
          "t.ini:3: [h9] streams: unknown section, allowed: proxy, access, "
-         "upstream, tunnel, intercept, parent NAME, resolve, log");
-    says("workers = 1\n[proxy]\n", "t.ini:1: [] workers: before any section, "
-                                   "allowed: proxy, access, upstream, "
-                                   "tunnel, intercept, parent NAME, resolve, "
-                                   "log");
+         "upstream, http2, tunnel, intercept, parent NAME, resolve, log");
+    says("workers = 1\n[proxy]\n",
+         "t.ini:1: [] workers: before any section, "
+         "allowed: proxy, access, upstream, "
+         "http2, tunnel, intercept, parent NAME, resolve, "
+         "log");
 }
 
 static void
@@ -754,8 +753,7 @@ test_no_file(void)
     is_str(err, "", "a message fits into one byte");
 }
 
-/* ---- the command line
- * ------------------------------------------------------------ */
+/* ---- the command line ---------------------------------------------------- */
 
 static void
 test_sets(void)
@@ -810,7 +808,7 @@ test_set_mistakes(void)
     set_says("", "--set : not understood, allowed: section.key=value");
     set_says("proxi.workers=1",
              "--set proxi.workers=1: [proxi] workers: unknown section, did you "
-             "mean [proxy]? allowed: proxy, access, upstream, tunnel, "
+             "mean [proxy]? allowed: proxy, access, upstream, http2, tunnel, "
              "intercept, parent NAME, resolve, log");
     set_says("proxy.worker=1", "--set proxy.worker=1: [proxy] worker: unknown "
                                "key, did you mean workers?");
@@ -821,8 +819,7 @@ test_set_mistakes(void)
            "a mistake in the file stays one");
 }
 
-/* ---- which file
- * -------------------------------------------------------------------- */
+/* ---- which file ---------------------------------------------------------- */
 
 static void
 test_find(const char *dir)
@@ -864,8 +861,7 @@ test_find(const char *dir)
        "a path that does not fit is not there");
 }
 
-/* ---- the current one
- * ----------------------------------------------------------------- */
+/* ---- the current one ----------------------------------------------------- */
 
 static struct weir weir;
 static atomic_bool done;

@@ -22,7 +22,7 @@ static const struct config conf = {
     .head_bytes = 4096, .target_bytes = 1024, .fields = 20, .head_s = 10};
 static const struct h1_limits limits = {4096, 1024, 20, 10000};
 
-/* ---- a codec, and the raw peer it speaks with --------------------------- */
+/* ---- a codec, and the raw peer it speaks with ---------------------------- */
 
 struct rig {
     int peer;
@@ -224,7 +224,7 @@ answer(struct rig *r, const char *raw)
     return why;
 }
 
-/* ---- heads, in any pieces ----------------------------------------------- */
+/* ---- heads, in any pieces ------------------------------------------------ */
 
 /* "GET /x 1.1|Host=h|" or "200 OK 1.0|...|". */
 static const char *
@@ -569,7 +569,7 @@ test_refusal_answered(void)
     rig_close(&r);
 }
 
-/* ---- limits ------------------------------------------------------------- */
+/* ---- limits -------------------------------------------------------------- */
 
 /* A request whose target, head or fields have just this size. */
 static size_t
@@ -641,7 +641,7 @@ test_limits(void)
     head_clear(&head);
 }
 
-/* ---- chunks ------------------------------------------------------------- */
+/* ---- chunks -------------------------------------------------------------- */
 
 /* Decode raw in pieces of `step` bytes, after a first one of `first`. */
 static enum why
@@ -776,7 +776,7 @@ test_extensions(void)
     is_int(decode(raw, len, len, 1, out, &rest), WHY_MORE, "many tiny chunks");
 }
 
-/* ---- how content is framed ---------------------------------------------- */
+/* ---- how content is framed ----------------------------------------------- */
 
 static const char *
 body_name(enum body body)
@@ -974,7 +974,7 @@ test_framing(void)
     test_unasked_upgrade();
 }
 
-/* ---- what a head asks for ----------------------------------------------- */
+/* ---- what a head asks for ------------------------------------------------ */
 
 static void
 test_head_facts(void)
@@ -1021,7 +1021,7 @@ test_head_facts(void)
     }
 }
 
-/* ---- writing requests --------------------------------------------------- */
+/* ---- writing requests ---------------------------------------------------- */
 
 static void
 test_write_requests(void)
@@ -1113,7 +1113,7 @@ test_write_request_more(void)
     rig_close(&r);
 }
 
-/* ---- writing answers ---------------------------------------------------- */
+/* ---- writing answers ----------------------------------------------------- */
 
 struct answered { /* a request, an answer to it, what the client gets */
     const char *ask, *answer, *content;
@@ -1232,7 +1232,7 @@ test_own_answer(void)
     rig_close(&r);
 }
 
-/* ---- interim answers, pipelines, glued bytes ---------------------------- */
+/* ---- interim answers, pipelines, glued bytes ----------------------------- */
 
 static void
 test_interim(void)
@@ -1330,7 +1330,7 @@ test_glued(void)
     rig_close(&r);
 }
 
-/* ---- trailers ----------------------------------------------------------- */
+/* ---- trailers ------------------------------------------------------------ */
 
 static void
 test_trailers_in(void)
@@ -1442,7 +1442,7 @@ test_trailers_out(void)
     head_clear(&tail);
 }
 
-/* ---- what is pending ---------------------------------------------------- */
+/* ---- what is pending ----------------------------------------------------- */
 
 /* Each line: more bytes come, all that can be read is read, and then the rest
  * of a frame is no reason not to flush. */
@@ -1500,7 +1500,7 @@ test_pending(void)
     rig_close(&r);
 }
 
-/* ---- clocks and ends ---------------------------------------------------- */
+/* ---- clocks and ends ----------------------------------------------------- */
 
 static void
 test_clocks(void)
@@ -1651,7 +1651,7 @@ test_watch(void)
     rig_close(&r);
 }
 
-/* ---- messages that are cut ---------------------------------------------- */
+/* ---- messages that are cut ----------------------------------------------- */
 
 static void
 test_short_and_long(void)
@@ -1820,7 +1820,7 @@ test_out_buffer(void)
     rig_close(&r);
 }
 
-/* ---- past the codec ----------------------------------------------------- */
+/* ---- past the codec ------------------------------------------------------ */
 
 static void
 test_raw(void)
@@ -1873,7 +1873,7 @@ test_raw(void)
     rig_close(&r);
 }
 
-/* ---- both roles against each other, two threads each -------------------- */
+/* ---- both roles against each other, two threads each --------------------- */
 
 enum { BULK = 3000000 };
 
@@ -1978,7 +1978,7 @@ test_both_roles(void)
     rig_close(&server);
 }
 
-/* ---- TLS: which ends count ---------------------------------------------- */
+/* ---- TLS: which ends count ----------------------------------------------- */
 
 struct tls_peer {
     int fd;

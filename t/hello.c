@@ -16,8 +16,7 @@ struct bytes {
     unsigned char at[80000];
 };
 
-/* ---- what GnuTLS sends
- * --------------------------------------------------------- */
+/* ---- what GnuTLS sends --------------------------------------------------- */
 
 static ssize_t
 hello_push(gnutls_transport_ptr_t to, const void *at, size_t len)
@@ -86,8 +85,7 @@ hello_make(struct bytes *out, const char *priority, const char *sni,
     gnutls_certificate_free_credentials(cred);
 }
 
-/* ---- what we make ourselves
- * ------------------------------------------------------ */
+/* ---- what we make ourselves ---------------------------------------------- */
 
 static void
 put(struct bytes *b, const void *at, size_t len)
@@ -240,9 +238,7 @@ refragment(struct bytes *out, const struct bytes *in, size_t size)
     put_records(out, &s, &message);
 }
 
-/* ---- tests
- * ---------------------------------------------------------------------------
- */
+/* ---- tests --------------------------------------------------------------- */
 
 static void
 test_gnutls(void)
@@ -627,8 +623,7 @@ test_mutations(void)
     is_int(n_bad, 0, "several bytes changed at random");
 }
 
-/* ---- from an end
- * --------------------------------------------------------------------- */
+/* ---- from an end --------------------------------------------------------- */
 
 struct sender {
     int fd;

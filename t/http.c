@@ -347,7 +347,7 @@ test_origin_text(void)
     is_str(small, "[:", "cut, with its NUL, when there is no room");
 }
 
-/* ---- head_route --------------------------------------------------------- */
+/* ---- head_route ---------------------------------------------------------- */
 
 static struct weir weir;
 static struct config conf;

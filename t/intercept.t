@@ -34,7 +34,7 @@ my @here = map { "resolve.$_=127.0.0.1:" . $o->port }
 my $w = Weir->start(set => [ @here,
     'resolve.bare.good.test=127.0.0.1:' . $bare->port,
     "upstream.upstream_ca=$certs->{ca}{cert}",
-    'intercept.sniff_ms=200', 'proxy.via=tester' ]);
+    'proxy.via=tester' ]);
 
 # A wire through weir to $target, in TLS as $sni.  Dies if weir's certificate
 # does not verify for $name.
@@ -244,7 +244,8 @@ SKIP: {
     is $c->ask('GET', '/x', [ 'Host: ' . $plain->addr ])->{body}, 'via',
         'plain HTTP in a tunnel is proxied as HTTP';
     my $l = listener();
-    $c = $w->client;
+    my $v = Weir->start(home => $w->home, set => ['intercept.sniff_ms=200']);
+    $c = $v->client;
     $c->put("CONNECT ${\ $l->addr} HTTP/1.1\r\nHost: x\r\n\r\n");
     my $s = $l->accept;
     is $c->get_answer(connect => 1)->{status}, 200, 'a client that waits';
@@ -261,13 +262,15 @@ SKIP: {
     is $s->get(19), "\0\1\2\3 something else",
         'what is neither TLS nor HTTP is opaque';
     for my $part ("\x16", 'GE') { # could still become either
-        $c = $w->client;
+        $c = $v->client;
         $c->put("CONNECT ${\ $l->addr} HTTP/1.1\r\nHost: x\r\n\r\n$part");
         $s = $l->accept;
         $c->get_answer(connect => 1);
         is $s->get(length $part), $part, 'a beginning that goes no further'
             . ' is opaque after sniff_ms';
     }
+    $_->close for $c, $s;
+    $v->stop;
 }
 { # a ClientHello in many pieces
     my $c = $w->client;

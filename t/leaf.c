@@ -39,8 +39,7 @@ time(time_t *out)
     return now;
 }
 
-/* ---- helpers
- * ----------------------------------------------------------------- */
+/* ---- helpers ------------------------------------------------------------- */
 
 /* Valid until the next one. */
 static const struct names *
@@ -175,8 +174,7 @@ sans_are(struct leaves *ls, const char *name, const struct names *names,
     gnutls_x509_crt_deinit(crt);
 }
 
-/* ---- what a leaf says
- * ----------------------------------------------------------- */
+/* ---- what a leaf says ---------------------------------------------------- */
 
 static void
 test_contents(struct leaves *ls)
@@ -414,8 +412,7 @@ test_many_names(struct leaves *ls)
     gnutls_x509_crt_deinit(crt);
 }
 
-/* ---- how they are kept
- * ------------------------------------------------------------ */
+/* ---- how they are kept --------------------------------------------------- */
 
 static void
 test_cache(void)
@@ -515,8 +512,7 @@ test_ageing(void)
     leaves_free(ls);
 }
 
-/* ---- many at once
- * ------------------------------------------------------------------ */
+/* ---- many at once -------------------------------------------------------- */
 
 enum { N_THREADS = 12, N_ROUNDS = 40 };
 

@@ -23,8 +23,7 @@ enum { LIMIT_MS = 20000 };
 
 static const char request[] = "HEAD / HTTP/1.1\r\nHost: weir.invalid\r\n\r\n";
 
-/* ---- a weir, and its clients
- * --------------------------------------------------- */
+/* ---- a weir, and its clients --------------------------------------------- */
 
 static const char *dir;
 
@@ -50,6 +49,11 @@ weir_open(struct weir *w, const char *const *more, size_t n)
 {
     struct config *conf = settings(more, n);
     struct pool_conf pool = {.name = "weir-c", .serve = listeners_serve};
+    struct pool_conf streams = {.name = "weir-x",
+                                .serve = serve_stream,
+                                .n_workers = 4,
+                                .n_queue = 4,
+                                .stack_bytes = 262144};
     char err[1024] = "";
 
     memset(w, 0, sizeof *w);
@@ -64,6 +68,7 @@ weir_open(struct weir *w, const char *const *more, size_t n)
         (w->mitm = mitm_new(conf, err, sizeof err)) != NULL &&
         (w->upstreams = upstreams_new(conf, err, sizeof err)) != NULL &&
         (w->conns = pool_new(&pool)) != NULL &&
+        (w->exchanges = pool_new(&streams)) != NULL &&
         listeners_start(w->listeners, err, sizeof err))
         return true;
     diag("%s", err);
@@ -76,6 +81,7 @@ weir_close(struct weir *w)
     ok(listeners_wait_idle(w->listeners, LIMIT_MS), "no connection is left");
     listeners_free(w->listeners);
     pool_free(w->conns);
+    pool_free(w->exchanges);
     upstreams_free(w->upstreams);
     mitm_free(w->mitm);
     config_give(atomic_load(&w->config));
@@ -153,8 +159,7 @@ idle_is(struct weir *w, size_t n)
     return pool_idle(w->conns) == n;
 }
 
-/* ---- listening
- * ------------------------------------------------------------------ */
+/* ---- listening ----------------------------------------------------------- */
 
 static void
 test_addresses(void)
@@ -282,8 +287,7 @@ test_taken(void)
                     "an address that is not ours");
 }
 
-/* ---- the life of a connection
- * ------------------------------------------------------ */
+/* ---- the life of a connection -------------------------------------------- */
 
 static void
 test_serve_and_drain(void)
@@ -368,8 +372,7 @@ test_refused(void)
     weir_close(&w);
 }
 
-/* ---- many at once
- * ------------------------------------------------------------------- */
+/* ---- many at once -------------------------------------------------------- */
 
 static void *
 many_main(void *arg)

@@ -288,8 +288,7 @@ test_levels(void)
     }
 }
 
-/* ---- what cannot be forged
- * ---------------------------------------------------- */
+/* ---- what cannot be forged ----------------------------------------------- */
 
 /* A text value back to what it was; the bytes, or SIZE_MAX: not well-formed. */
 static size_t
@@ -399,8 +398,7 @@ test_utf8(void)
     is_str(line(), "info e v=\"caf\\xc3\\xa9\"", "text is ASCII");
 }
 
-/* ---- what does not fit
- * ----------------------------------------------------------- */
+/* ---- what does not fit --------------------------------------------------- */
 
 /* A line with values of these lengths, of characters that grow `fill`. */
 static void
@@ -480,8 +478,7 @@ test_long(void)
     line();
 }
 
-/* ---- where it goes
- * ----------------------------------------------------------------- */
+/* ---- where it goes ------------------------------------------------------- */
 
 /* The descriptor that has the log open; -1: none. */
 static int
@@ -670,8 +667,7 @@ test_first(void)
     close(kept);
 }
 
-/* ---- many threads
- * --------------------------------------------------------------------- */
+/* ---- many threads -------------------------------------------------------- */
 
 enum { N_WRITERS = 4, N_LINES = 400, N_REOPENS = 50 };
 

@@ -47,8 +47,7 @@ struct call { /* a handshake, both sides, and what came of it */
     struct hello hello; /* as the server read it */
 };
 
-/* ---- the server
- * --------------------------------------------------------------- */
+/* ---- the server ---------------------------------------------------------- */
 
 static enum why
 server_talk(struct call *c, struct end *e)
@@ -86,8 +85,7 @@ server_run(void *arg)
     return NULL;
 }
 
-/* ---- the client
- * ---------------------------------------------------------------- */
+/* ---- the client ---------------------------------------------------------- */
 
 static gnutls_session_t
 client_new(struct call *c)
@@ -201,8 +199,7 @@ call_clear(struct call *c)
     gnutls_free(c->ticket.data);
 }
 
-/* ---- tests
- * ------------------------------------------------------------------------ */
+/* ---- tests --------------------------------------------------------------- */
 
 static void
 test_versions(void)
@@ -395,8 +392,7 @@ test_silence(void)
     is_int(c.fail.why, WHY_LATE, "  as it is noted");
 }
 
-/* ---- many at once
- * -------------------------------------------------------------------- */
+/* ---- many at once -------------------------------------------------------- */
 
 enum { N_THREADS = 6, N_CALLS = 5 };
 
@@ -432,8 +428,7 @@ test_crowd(void)
            "handshakes for the same names at the same time");
 }
 
-/* ---- who is intercepted
- * ------------------------------------------------------------- */
+/* ---- who is intercepted -------------------------------------------------- */
 
 static void
 wants_is(const char *only, const char *except, const char *host, int port,

@@ -128,7 +128,7 @@ for my $second ('TERM', 'INT') {
     is $ask->($one), 'ok', 'the file as it was at the start';
     spew($file, $ini . $two->addr . "\n");
     $w->signal('HUP');
-    $w->wait_log(qr/reload|re-?read/i);
+    $w->wait_log(qr/ reload .*new settings/);
     is $ask->($two), 'ok', 'HUP: the file as it is now';
     spew($file, $ini . $one->addr . "\n[proxy]\nworkers = many\n");
     $w->signal('HUP');
@@ -139,8 +139,8 @@ for my $second ('TERM', 'INT') {
     spew($file, $ini . $one->addr . "\n");
     $w->signal('HUP');
     wait_for('the third settings', sub {
-        my $n = () = $w->log =~ /reload|re-?read/gi;
-        return $n >= 2;
+        my $n = () = $w->log =~ / reload .*new settings/g;
+        return $n == 2;
     });
     is $ask->($one), 'ok', 'and a good one is taken again';
     $w->stop;

@@ -188,7 +188,7 @@ sub refuses($name, $re, %o)
             'log.file=/nowhere/log' ]);
 }
 { # a directory of one's own
-    my $own = scratch('ca') . '/deep/er';
+    my $own = scratch('ca');
     my $v   = Weir->start(set => ["intercept.dir=$own"]);
     ok -r "$own/ca.pem", 'intercept.dir is made where it is wanted';
     ok !-e $v->home . '/.weir', 'and nowhere else';

@@ -194,7 +194,10 @@ sub start($class, %o)
     push @argv, '-c', spew("$home/test.ini", $o{conf}) if defined $o{conf};
     push @argv, '--set', 'proxy.listen=' . ($o{listen} // '127.0.0.1:0')
         if ($o{listen} // '') ne 'conf';
-    push @argv, map { ('--set', $_) } 'proxy.grace_s=5', ($o{set} // [])->@*;
+    # What lies open must not hold a test up, nor must a client that is slow
+    # to speak, on a machine that is busy, be taken for a silent one.
+    push @argv, map { ('--set', $_) } 'proxy.grace_s=5',
+        'intercept.sniff_ms=9000', ($o{set} // [])->@*;
     push @argv, ($o{args} // [])->@*;
     my $p = start_process(\@argv, cd => $home,
         env => { HOME => $home, ($o{env} // {})->%* });
@@ -232,7 +235,7 @@ sub wait_log($self, $re, $limit = LIMIT)
             return $hit;
         }, $limit);
     };
-    diag($@, 'the log is: ', $self->log) if !defined $line;
+    diag($@, 'the log ends: ', substr $self->log, -3000) if !defined $line;
     return $line // '';
 }
 

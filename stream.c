@@ -1,0 +1,887 @@
+/*
+ * stream.c - the pipe between the owner of a session and the thread that uses
+ * one of its streams.
+ *
+ * The owner (h2.c) speaks the protocol and never waits for a stream; a user
+ * (exchange.c, tunnel.c) sees a struct http that blocks.  Heads, content and
+ * ends lie between them in both directions, bounded: inwards by the window
+ * that was advertised, outwards by OUT_MAX, so that one who does not read
+ * stops nobody but his own stream.
+ *
+ * Who wants something of the owner queues his stream in hub->calls; the owner
+ * is woken only if he sleeps, so a busy session costs no system call a
+ * message.  Content is handed over by swapping buffers: the lock is held for
+ * a moment, whatever the amount.
+ *
+ * Owns     what lies in a stream.  A stream has two references, its user's and
+ *          the owner's; the last one frees it.
+ * Threads  the owner; one that reads and one that writes a stream, or one for
+ *          both; abort: any.  One lock for a session.
+ * Blocks   users, within idle_ms; the owner only in hub_wait_left().
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "proxy.h"
+
+enum {
+    WATCH_MS = 1000,     /* how often one who waits asks his watch */
+    WR_FIRST = 2048,     /* the writer's buffer at first */
+    WR_MAX = 65536,      /* handed over when it is as full as this */
+    OUT_MAX = 131072,    /* what may wait for the owner */
+    KEEP_MAX = 4096,     /* a larger buffer is given back when it is empty */
+    CREDIT_CALL = 65536, /* credit of one stream that is worth a call */
+    OWED_CALL = 1 << 20, /* and of all */
+};
+
+/* ---- a queue of bytes ---------------------------------------------------- */
+
+/* Behind what is there; the buffer grows as needed.  False: out of memory. */
+bool
+store_add(struct store *s, const void *from, size_t n)
+{
+    if (s->start > 0 && s->start + s->len + n > s->cap) {
+        memmove(s->at, s->at + s->start, s->len);
+        s->start = 0;
+    }
+    if (s->start + s->len + n > s->cap) {
+        size_t cap = s->cap < WR_FIRST ? WR_FIRST : s->cap;
+        char *at;
+
+        while (cap < s->len + n)
+            cap *= 2;
+        if ((at = realloc(s->at, cap)) == NULL)
+            return false;
+        s->at = at;
+        s->cap = cap;
+    }
+    memcpy(s->at + s->start + s->len, from, n);
+    s->len += n;
+    return true;
+}
+
+void
+store_clear(struct store *s)
+{
+    free(s->at);
+    *s = (struct store){0};
+}
+
+static void
+store_swap(struct store *a, struct store *b)
+{
+    struct store was = *a;
+
+    *a = *b;
+    *b = was;
+}
+
+/* ---- the hub ------------------------------------------------------------- */
+
+/* False: out of descriptors; errno says so. */
+bool
+hub_init(struct hub *h)
+{
+    memset(h, 0, sizeof *h);
+    h->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (h->wake_fd < 0)
+        return false;
+    pthread_mutex_init(&h->lock, NULL);
+    pthread_cond_init(&h->left, NULL);
+    return true;
+}
+
+/* Nobody uses a stream any more, and none is left. */
+void
+hub_clear(struct hub *h)
+{
+    if (h->wake_fd < 0)
+        return;
+    close(h->wake_fd);
+    h->wake_fd = -1;
+    pthread_mutex_destroy(&h->lock);
+    pthread_cond_destroy(&h->left);
+}
+
+/* Have the owner look.  Needs hub->lock. */
+void
+hub_wake(struct hub *h)
+{
+    uint64_t one = 1;
+    ssize_t put;
+
+    if (!h->asleep)
+        return;
+    h->asleep = false;
+    put = write(h->wake_fd, &one, sizeof one);
+    assert(put == (ssize_t)sizeof one || errno == EAGAIN);
+    (void)put;
+}
+
+/* The stream wants something of the owner.  Needs hub->lock. */
+static void
+call(struct stream *s)
+{
+    struct hub *h = s->hub;
+
+    if (!s->called) {
+        s->called = true;
+        s->next_call = NULL;
+        if (h->last_call != NULL)
+            h->last_call->next_call = s;
+        else
+            h->calls = s;
+        h->last_call = s;
+    }
+    if (h->over)
+        pthread_cond_signal(&h->left);
+    hub_wake(h);
+}
+
+/* The owner's: who calls?  He may call again from now on. */
+struct stream *
+hub_call(struct hub *h)
+{
+    struct stream *s;
+
+    pthread_mutex_lock(&h->lock);
+    s = h->calls;
+    if (s != NULL) {
+        s->called = false;
+        h->calls = s->next_call;
+        if (h->calls == NULL)
+            h->last_call = NULL;
+    }
+    pthread_mutex_unlock(&h->lock);
+    return s;
+}
+
+/* The owner's: about to poll.  False: somebody calls. */
+bool
+hub_sleep(struct hub *h)
+{
+    bool quiet;
+
+    pthread_mutex_lock(&h->lock);
+    quiet = h->calls == NULL;
+    h->asleep = quiet;
+    pthread_mutex_unlock(&h->lock);
+    return quiet;
+}
+
+/* The owner's: back from poll. */
+void
+hub_awake(struct hub *h)
+{
+    uint64_t count;
+
+    pthread_mutex_lock(&h->lock);
+    if (!h->asleep && read(h->wake_fd, &count, sizeof count) < 0)
+        assert(errno == EAGAIN);
+    h->asleep = false;
+    pthread_mutex_unlock(&h->lock);
+}
+
+/* How many streams have a user.  Any thread. */
+size_t
+hub_live(struct hub *h)
+{
+    size_t n;
+
+    pthread_mutex_lock(&h->lock);
+    n = h->n_live;
+    pthread_mutex_unlock(&h->lock);
+    return n;
+}
+
+/* The owner serves nobody any more: no stream can be made or opened. */
+void
+hub_over(struct hub *h)
+{
+    pthread_mutex_lock(&h->lock);
+    h->over = true;
+    pthread_mutex_unlock(&h->lock);
+}
+
+/* The same, unless somebody uses a stream: then false. */
+bool
+hub_over_idle(struct hub *h)
+{
+    bool idle;
+
+    pthread_mutex_lock(&h->lock);
+    idle = h->n_live == 0;
+    if (idle)
+        h->over = true;
+    pthread_mutex_unlock(&h->lock);
+    return idle;
+}
+
+/* Wait until the users of all streams, each of which is broken, have noticed.
+ * False: somebody calls meanwhile. */
+bool
+hub_wait_left(struct hub *h)
+{
+    bool left;
+
+    pthread_mutex_lock(&h->lock);
+    while (h->n_live > 0 && h->calls == NULL)
+        cond_until(&h->left, &h->lock, 0);
+    left = h->calls == NULL;
+    pthread_mutex_unlock(&h->lock);
+    return left;
+}
+
+/* ---- waiting and failing ------------------------------------------------- */
+
+static struct stream *
+of(struct http *http)
+{
+    return (struct stream *)http;
+}
+
+/* One wait for news, in a read or a write that began at `from` ms.  The watch
+ * and http.idle_ms are the reader's.  Needs hub->lock.  WHY_NONE: look again.
+ */
+static enum why
+wait_news(struct stream *s, bool reads, int64_t from, const char *op,
+          struct fail *f)
+{
+    const struct watch *watch = reads ? s->http.watch : NULL;
+    int idle_ms = reads && s->http.idle_ms != 0 ? s->http.idle_ms : s->idle_ms;
+    int64_t until = from + idle_ms, next = until;
+
+    if (watch != NULL && now_ms() + WATCH_MS < next)
+        next = now_ms() + WATCH_MS;
+    if (cond_until(&s->news, &s->hub->lock, next))
+        return WHY_NONE;
+    if (watch != NULL) {
+        bool over;
+
+        pthread_mutex_unlock(&s->hub->lock); /* it may look at this stream */
+        over = watch->over(watch->arg);
+        pthread_mutex_lock(&s->hub->lock);
+        if (over)
+            return fail_own(f, SIDE_WEIR, WHY_OVER, op);
+    }
+    return now_ms() >= until ? fail_own(f, s->http.side, WHY_IDLE, op)
+                             : WHY_NONE;
+}
+
+/* Needs hub->lock. */
+static enum why
+fail_broken(const struct stream *s, struct fail *f)
+{
+    return fail_note(f, s->broken.side, s->broken.why, s->broken.op,
+                     s->broken.code, s->broken.text);
+}
+
+/* ---- reading ------------------------------------------------------------- */
+
+/* What was handed out has been used: the peer may send as much again.  Needs
+ * hub->lock. */
+static void
+give_credit(struct stream *s, bool will_wait)
+{
+    struct hub *h = s->hub;
+
+    s->credit += s->taken.len;
+    h->owed += s->taken.len;
+    s->taken.start = s->taken.len = 0;
+    if (s->credit >= CREDIT_CALL || h->owed >= OWED_CALL ||
+        (will_wait && s->credit >= CREDIT_CALL / 4))
+        call(s);
+}
+
+/*
+ * The next head (ops.read_head).
+ *
+ * Returns WHY_NONE; WHY_UNPROCESSED: the peer did nothing with the request;
+ * WHY_EOF: its session ended before a word of an answer; WHY_CUT: it reset the
+ * stream; WHY_IDLE, WHY_OVER.
+ */
+static enum why
+stream_read_head(struct http *http, struct head *head, struct fail *f)
+{
+    struct stream *s = of(http);
+    int64_t from = now_ms();
+    struct got *got = NULL;
+    enum why why = WHY_NONE;
+
+    pthread_mutex_lock(&s->hub->lock);
+    while ((got = s->heads) == NULL && why == WHY_NONE) {
+        if (s->broken.why != WHY_NONE)
+            why = fail_broken(s, f);
+        else if (s->aborted)
+            why = fail_own(f, SIDE_WEIR, WHY_OVER, "read head");
+        else
+            why = wait_news(s, true, from,
+                            http->side == SIDE_CLIENT ? "read request head"
+                                                      : "read answer head",
+                            f);
+    }
+    if (got != NULL)
+        s->heads = got->next;
+    pthread_mutex_unlock(&s->hub->lock);
+    if (got == NULL)
+        return why;
+    head_clear(head);
+    *head = got->head;
+    free(got);
+    http->n_in = 0;
+    return WHY_NONE;
+}
+
+/* Is there no content to be read?  A request with an upgrade has none before
+ * its 101.  Needs hub->lock. */
+static bool
+no_content(const struct stream *s)
+{
+    return s->extended && !s->switched && s->http.side == SIDE_CLIENT;
+}
+
+/*
+ * Everything that is here (ops.read_body), at most a window.
+ *
+ * data  until the next call
+ */
+static enum why
+stream_read_body(struct http *http, struct span *data, struct fail *f)
+{
+    struct stream *s = of(http);
+    struct hub *h = s->hub;
+    int64_t from = 0;
+    enum why why = WHY_MORE;
+
+    pthread_mutex_lock(&h->lock);
+    give_credit(s, s->in.len == 0);
+    while (why == WHY_MORE) {
+        if (no_content(s)) {
+            why = WHY_EOF;
+        } else if (s->aborted) {
+            why = fail_own(f, SIDE_WEIR, WHY_OVER, "read content");
+        } else if (s->in.len > 0) {
+            if (s->taken.cap > KEEP_MAX && s->in.cap <= KEEP_MAX)
+                store_clear(&s->taken);
+            store_swap(&s->in, &s->taken);
+            why = WHY_NONE;
+        } else if (s->in_end) {
+            s->saw_end = true;
+            s->saw_tail = s->tail;
+            why = WHY_EOF;
+        } else if (s->broken.why != WHY_NONE) {
+            why = fail_broken(s, f);
+        } else {
+            if (from == 0)
+                from = now_ms();
+            if ((why = wait_news(s, true, from, "read content", f)) == WHY_NONE)
+                why = WHY_MORE;
+        }
+    }
+    pthread_mutex_unlock(&h->lock);
+    if (why != WHY_NONE)
+        return why;
+    *data = (struct span){s->taken.at + s->taken.start, s->taken.len};
+    http->n_in += data->len;
+    return WHY_NONE;
+}
+
+static const struct head *
+stream_trailers(struct http *http)
+{
+    return of(http)->saw_tail;
+}
+
+static bool
+stream_pending(struct http *http)
+{
+    struct stream *s = of(http);
+    bool some;
+
+    pthread_mutex_lock(&s->hub->lock);
+    some = s->in.len > 0 || s->in_end || s->heads != NULL ||
+           s->broken.why != WHY_NONE || s->aborted;
+    pthread_mutex_unlock(&s->hub->lock);
+    return some;
+}
+
+static bool
+stream_complete(struct http *http)
+{
+    struct stream *s = of(http);
+    bool complete;
+
+    if (s->saw_end)
+        return true;
+    pthread_mutex_lock(&s->hub->lock);
+    complete = no_content(s) || (s->in_end && s->in.len == 0);
+    if (complete && s->in_end) {
+        s->saw_end = true;
+        s->saw_tail = s->tail;
+    }
+    pthread_mutex_unlock(&s->hub->lock);
+    return complete;
+}
+
+/* The owner resets the stream with NO_ERROR once our answer is complete
+ * (RFC 9113 section 8.1); until then the window stops the peer. */
+static bool
+stream_unwanted(struct http *http)
+{
+    struct stream *s = of(http);
+
+    pthread_mutex_lock(&s->hub->lock);
+    s->unwanted = true;
+    call(s);
+    pthread_mutex_unlock(&s->hub->lock);
+    return true;
+}
+
+/* ---- writing ------------------------------------------------------------- */
+
+static struct packed **
+packed_end(struct packed **list)
+{
+    while (*list != NULL)
+        list = &(*list)->next;
+    return list;
+}
+
+/* Why nothing can be written; WHY_NONE: it can.  Needs hub->lock. */
+static enum why
+cannot_write(struct stream *s, struct fail *f)
+{
+    if (s->aborted)
+        return fail_own(f, SIDE_WEIR, WHY_OVER, "write");
+    if (s->broken.why != WHY_NONE || s->deaf) {
+        /* WHY_SYS as of a socket: what was sent before may be answered. */
+        if (s->http.side == SIDE_ORIGIN)
+            return fail_own(f, SIDE_ORIGIN, WHY_SYS, "write to stream");
+        return s->broken.why != WHY_NONE
+                   ? fail_broken(s, f)
+                   : fail_own(f, SIDE_CLIENT, WHY_CUT, "write to stream");
+    }
+    return WHY_NONE;
+}
+
+/* Hand over what was written, waiting for room. */
+static enum why
+hand_over(struct stream *s, struct fail *f)
+{
+    struct hub *h = s->hub;
+    int64_t from = 0;
+    enum why why;
+
+    pthread_mutex_lock(&h->lock);
+    while ((why = cannot_write(s, f)) == WHY_NONE && s->out.len > 0 &&
+           s->out.len + s->wr.len > OUT_MAX) {
+        if (from == 0)
+            from = now_ms();
+        if ((why = wait_news(s, false, from, "write to stream", f)) != WHY_NONE)
+            break;
+    }
+    if (why == WHY_NONE) {
+        *packed_end(&s->out_heads) = s->wr_heads;
+        s->wr_heads = NULL;
+        if (s->out.len == 0)
+            store_swap(&s->out, &s->wr);
+        else if (!store_add(&s->out, s->wr.at + s->wr.start, s->wr.len))
+            why = fail_sys(f, SIDE_WEIR, "write to stream", ENOMEM);
+        s->wr.start = s->wr.len = 0;
+        if (s->wr_end) {
+            s->out_end = true;
+            s->out_tail = s->wr_tail;
+            s->wr_tail = NULL;
+            s->wr_end = false;
+        }
+        call(s);
+    }
+    pthread_mutex_unlock(&h->lock);
+    return why;
+}
+
+/* A 101 makes the content of both directions bytes of a tunnel. */
+static void
+note_switch(struct stream *s)
+{
+    pthread_mutex_lock(&s->hub->lock);
+    s->switched = true;
+    pthread_mutex_unlock(&s->hub->lock);
+}
+
+/* A head in the fields of the version (ops.write_head). */
+static enum why
+stream_write_head(struct http *http, const struct head *head, struct fail *f)
+{
+    struct stream *s = of(http);
+    struct packed *p;
+
+    assert((head->status == 0) == (http->side == SIDE_ORIGIN));
+    if (head->status == 0) {
+        s->head_only = head->method_id == METHOD_HEAD;
+        s->extended = head->upgrade.len > 0;
+        s->connect = s->extended || head->method_id == METHOD_CONNECT;
+    } else if (s->extended && head->status / 100 == 2) {
+        /* RFC 8441 section 5 would take it for a 101. */
+        return fail_own(f, SIDE_ORIGIN, WHY_PROTO, "upgrade not taken up");
+    }
+    if ((p = pack_head(head, s->head_only)) == NULL)
+        return fail_sys(f, SIDE_WEIR, "write head", ENOMEM);
+    *packed_end(&s->wr_heads) = p;
+    if (head->status == 101)
+        note_switch(s);
+    http->n_out = 0;
+    return WHY_NONE;
+}
+
+/* Content (ops.write_body); none goes out in answer to a HEAD. */
+static enum why
+stream_write_body(struct http *http, struct span data, struct fail *f)
+{
+    struct stream *s = of(http);
+    enum why why;
+
+    if (s->head_only && http->side == SIDE_CLIENT)
+        return WHY_NONE;
+    http->n_out += data.len;
+    while (data.len > 0) {
+        size_t room = s->wr.len < WR_MAX ? WR_MAX - s->wr.len : 0;
+        size_t n = data.len < room ? data.len : room;
+
+        if (n > 0 && !store_add(&s->wr, data.at, n))
+            return fail_sys(f, SIDE_WEIR, "write content", ENOMEM);
+        data.at += n;
+        data.len -= n;
+        if (s->wr.len >= WR_MAX && (why = hand_over(s, f)) != WHY_NONE)
+            return why;
+    }
+    return WHY_NONE;
+}
+
+static enum why
+stream_write_end(struct http *http, const struct head *trailers, struct fail *f)
+{
+    struct stream *s = of(http);
+
+    if (http->side == SIDE_ORIGIN && s->extended) {
+        bool early;
+
+        pthread_mutex_lock(&s->hub->lock);
+        early = !s->switched;
+        pthread_mutex_unlock(&s->hub->lock);
+        if (early)
+            return WHY_NONE; /* the end of a GET that is a CONNECT here */
+    }
+    if (trailers != NULL && trailers->n_fields > 0 &&
+        (s->wr_tail = pack_tail(trailers)) == NULL)
+        return fail_sys(f, SIDE_WEIR, "write trailers", ENOMEM);
+    s->wr_end = s->wrote_end = true;
+    return WHY_NONE;
+}
+
+static enum why
+stream_flush(struct http *http, struct fail *f)
+{
+    struct stream *s = of(http);
+
+    if (s->wr_heads == NULL && s->wr.len == 0 && !s->wr_end)
+        return WHY_NONE;
+    return hand_over(s, f);
+}
+
+/* ---- the stream as a whole ----------------------------------------------- */
+
+static bool
+stream_gone(struct http *http)
+{
+    struct stream *s = of(http);
+    bool gone;
+
+    pthread_mutex_lock(&s->hub->lock);
+    gone = s->broken.why != WHY_NONE;
+    pthread_mutex_unlock(&s->hub->lock);
+    return gone;
+}
+
+/* A stream carries one exchange; its session carries the next anyway. */
+static bool
+stream_reusable(struct http *http)
+{
+    return http->side == SIDE_CLIENT;
+}
+
+/* The peer sees the stream reset, unless all was said (ops.abort).  Any
+ * thread. */
+static void
+stream_abort(struct http *http, enum why why)
+{
+    struct stream *s = of(http);
+
+    pthread_mutex_lock(&s->hub->lock);
+    if (!s->aborted) {
+        s->aborted = true;
+        s->abort_why = why;
+        call(s);
+    }
+    pthread_cond_broadcast(&s->news);
+    pthread_mutex_unlock(&s->hub->lock);
+}
+
+static struct end *
+stream_raw_in(struct http *http, uint64_t *left)
+{
+    (void)http;
+    (void)left;
+    return NULL;
+}
+
+static struct end *
+stream_raw_out(struct http *http)
+{
+    (void)http;
+    return NULL;
+}
+
+static void
+stream_raw_moved(struct http *http, uint64_t in, uint64_t out)
+{
+    (void)http;
+    (void)in;
+    (void)out;
+    assert(!"bytes past a stream");
+}
+
+static const struct http_ops ops = {
+    .read_head = stream_read_head,
+    .read_body = stream_read_body,
+    .trailers = stream_trailers,
+    .pending = stream_pending,
+    .complete = stream_complete,
+    .write_head = stream_write_head,
+    .write_body = stream_write_body,
+    .write_end = stream_write_end,
+    .flush = stream_flush,
+    .unwanted = stream_unwanted,
+    .gone = stream_gone,
+    .reusable = stream_reusable,
+    .abort = stream_abort,
+    .raw_in = stream_raw_in,
+    .raw_out = stream_raw_out,
+    .raw_moved = stream_raw_moved,
+};
+
+/*
+ * stream_new - a stream with two references: its user's and the owner's.
+ *
+ * side     whom we speak with on it
+ * idle_ms  longest quiet in a read or write, unless http.idle_ms says another
+ *
+ * Returns NULL: the session is over, or no memory.
+ * Thread: the owner in the server role, any in the client role.
+ */
+struct stream *
+stream_new(struct hub *h, enum side side, enum version version, int idle_ms)
+{
+    struct stream *s = calloc(1, sizeof *s);
+    bool over;
+
+    if (s == NULL)
+        return NULL;
+    s->http.ops = &ops;
+    s->http.side = side;
+    s->http.version = version;
+    s->hub = h;
+    s->id = -1;
+    s->idle_ms = idle_ms;
+    s->n_refs = 2;
+    pthread_cond_init(&s->news, NULL);
+    pthread_mutex_lock(&h->lock);
+    over = h->over;
+    if (!over)
+        h->n_live++;
+    pthread_mutex_unlock(&h->lock);
+    if (!over)
+        return s;
+    pthread_cond_destroy(&s->news);
+    free(s);
+    return NULL;
+}
+
+static void
+packed_free(struct packed *p)
+{
+    while (p != NULL) {
+        struct packed *next = p->next;
+
+        free(p);
+        p = next;
+    }
+}
+
+static void
+stream_free(struct stream *s)
+{
+    while (s->heads != NULL) {
+        struct got *got = s->heads;
+
+        s->heads = got->next;
+        head_clear(&got->head);
+        free(got);
+    }
+    if (s->tail != NULL)
+        head_clear(s->tail);
+    free(s->tail);
+    packed_free(s->out_heads);
+    packed_free(s->out_tail);
+    packed_free(s->wr_heads);
+    packed_free(s->wr_tail);
+    store_clear(&s->in);
+    store_clear(&s->taken);
+    store_clear(&s->out);
+    store_clear(&s->wr);
+    pthread_cond_destroy(&s->news);
+    free(s);
+}
+
+/* The user is through with it.  What was flushed still goes out; a message
+ * that is not complete is reset.  NULL: nothing. */
+void
+stream_give(struct stream *s)
+{
+    struct hub *h;
+    bool last;
+
+    if (s == NULL)
+        return;
+    h = s->hub;
+    pthread_mutex_lock(&h->lock);
+    s->credit += s->taken.len;
+    s->taken.start = s->taken.len = 0;
+    s->done = true;
+    last = --s->n_refs == 0;
+    if (!last)
+        call(s);
+    if (--h->n_live == 0)
+        pthread_cond_broadcast(&h->left);
+    /* Behind the unlock the hub may be gone: its owner waits for n_live. */
+    if (last && s->called)
+        assert(!"an owner's call list holds what he has dropped");
+    pthread_mutex_unlock(&h->lock);
+    if (last)
+        stream_free(s);
+}
+
+/* The owner is through with it: closed, and nothing to be told. */
+void
+stream_drop(struct stream *s)
+{
+    struct hub *h = s->hub;
+    bool last;
+
+    pthread_mutex_lock(&h->lock);
+    last = --s->n_refs == 0;
+    pthread_mutex_unlock(&h->lock);
+    if (last)
+        stream_free(s);
+}
+
+/* ---- what the owner brings ----------------------------------------------- */
+
+/* A head for read_head; what is in it is taken.  False: no memory. */
+bool
+stream_put_head(struct stream *s, struct head *head)
+{
+    struct got *got = malloc(sizeof *got), **end;
+
+    if (got == NULL)
+        return false;
+    *got = (struct got){.head = *head};
+    head_init(head);
+    pthread_mutex_lock(&s->hub->lock);
+    if (s->extended && got->head.status == 101)
+        s->switched = true;
+    for (end = &s->heads; *end != NULL; end = &(*end)->next)
+        ;
+    *end = got;
+    pthread_cond_broadcast(&s->news);
+    pthread_mutex_unlock(&s->hub->lock);
+    return true;
+}
+
+/* Content, which its window has bounded.  False: no memory. */
+bool
+stream_put_data(struct stream *s, const void *at, size_t len)
+{
+    bool good;
+
+    pthread_mutex_lock(&s->hub->lock);
+    if (s->done || s->unwanted || s->aborted) {
+        s->credit += len; /* nobody reads it */
+        if (s->credit >= CREDIT_CALL && !s->unwanted)
+            call(s);
+        good = true;
+    } else {
+        good = store_add(&s->in, at, len);
+        pthread_cond_broadcast(&s->news);
+    }
+    pthread_mutex_unlock(&s->hub->lock);
+    return good;
+}
+
+/* The content is complete.  tail: taken, the stream's; NULL: none. */
+void
+stream_put_end(struct stream *s, struct head *tail)
+{
+    pthread_mutex_lock(&s->hub->lock);
+    s->in_end = true;
+    s->tail = tail;
+    pthread_cond_broadcast(&s->news);
+    pthread_mutex_unlock(&s->hub->lock);
+}
+
+/* The peer has reset it, or the session is over: once what came before has
+ * been read, this is what a reader gets; a writer gets it at once. */
+void
+stream_break(struct stream *s, enum why why, const char *op, int code,
+             const char *(*text)(int))
+{
+    pthread_mutex_lock(&s->hub->lock);
+    fail_note(&s->broken, s->http.side, why, op, code, text);
+    s->out.start = s->out.len = 0;
+    pthread_cond_broadcast(&s->news);
+    pthread_mutex_unlock(&s->hub->lock);
+}
+
+/* The peer wants no more of our content; what it sends is unharmed. */
+void
+stream_deafen(struct stream *s)
+{
+    pthread_mutex_lock(&s->hub->lock);
+    s->deaf = true;
+    s->out.start = s->out.len = 0;
+    pthread_cond_broadcast(&s->news);
+    pthread_mutex_unlock(&s->hub->lock);
+}
+
+/* Bytes of which the peer was not told that they were read; they count as
+ * told from now on.  The owner's. */
+size_t
+stream_unread(struct stream *s)
+{
+    size_t n;
+
+    pthread_mutex_lock(&s->hub->lock);
+    n = s->credit;
+    s->credit = 0;
+    s->hub->owed -= n < s->hub->owed ? n : s->hub->owed;
+    if (s->done || s->aborted) {
+        n += s->in.len;
+        s->in.start = s->in.len = 0;
+    }
+    pthread_mutex_unlock(&s->hub->lock);
+    return n;
+}
