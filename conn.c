@@ -1041,8 +1041,7 @@ conn_new_inside(const struct client *from, int fd, const struct origin *target,
     if (c == NULL)
         return NULL;
     memcpy(c->client.addr, from->addr, sizeof c->client.addr);
-    memcpy(c->client.via, from->via, sizeof c->client.via);
-    memcpy(c->client.proxy_auth, from->proxy_auth, sizeof c->client.proxy_auth);
+    c->client.told = told_copy(from->told);
     c->end.rcv_ms = c->end.snd_ms = 0;
     c->target = *target;
     c->target_known = true;
@@ -1129,5 +1128,6 @@ conn_free(struct conn *c)
     head_clear(&c->res);
     end_clear(&c->end);
     config_give(c->client.conf);
+    free(c->client.told);
     free(c);
 }
