@@ -169,8 +169,8 @@ enum level { LEVEL_ERR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
  * time keep the unit of their key in the name. */
 struct config {
     atomic_int n_refs;
+    unsigned serial; /* no two of a process have the same */
     char *file;      /* where it came from; NULL: defaults alone */
-    uint64_t serial; /* another for each that was read */
 
     /* [proxy] */
     struct listener_conf *listen;
@@ -564,9 +564,9 @@ struct upstream { /* a way to an origin; belongs to whoever took it */
     struct origin origin;
     struct parent *parent; /* that it leads through; NULL: none */
     bool absolute;         /* the parent itself takes the requests */
-    uint64_t serial;       /* of the settings it was opened under */
     struct hop hop;
-    struct end end; /* fd -1: a stream of a shared session */
+    unsigned serial; /* of the settings by which it was reached */
+    struct end end;  /* fd -1: a stream of a shared session */
     struct h1 h1;
     struct stream *stream;   /* set: http is its */
     struct session *session; /* whose stream it is (session.c) */
@@ -764,7 +764,8 @@ size_t listeners_count(const struct listeners *);
 void listeners_stop_accepting(struct listeners *);    /* closes them at once */
 size_t listeners_live(struct listeners *);            /* connections alive */
 bool listeners_wait_idle(struct listeners *, int ms); /* until none lives */
-void listeners_end_all(struct listeners *); /* shutdown() every client */
+void listeners_end_all(struct listeners *); /* wakes who reads a client */
+void listeners_cut_all(struct listeners *); /* and who writes to one */
 void listeners_free(struct listeners *);
 
 /* ---- config.c: proxy.ini ------------------------------------------------- */
@@ -1221,7 +1222,6 @@ bool upstream_known(const struct client *, const struct origin *,
                     struct known *);
 bool origin_same(const struct origin *, const struct origin *);
 /* Can this way serve that origin, as the settings are now? */
-bool upstream_granted(const struct client *, const struct upstream *);
 bool upstream_fits(const struct client *, const struct upstream *,
                    const struct origin *);
 /* A way's parent answered (f NULL), or broke off before it did. */
@@ -1240,9 +1240,8 @@ void sessions_free(struct sessions *);
 void sessions_reap(struct sessions *);
 enum why session_start(struct sessions *, const struct client *,
                        struct upstream *, struct fail *);
-bool session_take(struct sessions *, const struct client *,
-                  const struct origin *, const struct parent *,
-                  struct upstream *);
+bool session_take(struct sessions *, const struct origin *,
+                  const struct parent *, struct upstream *);
 bool session_extended(const struct upstream *);
 struct dialling *sessions_turn(struct sessions *, const struct origin *,
                                const struct parent *, int64_t until);

@@ -247,20 +247,20 @@ session_start(struct sessions *ss, const struct client *c, struct upstream *up,
  * session_take - a stream of a session with the origin, if there is one with
  * room.
  *
- * up  a way that is nothing yet; filled in
+ * up  a way that is nothing yet but its serial, which must be the session's;
+ *     filled in
  */
 bool
-session_take(struct sessions *ss, const struct client *c,
-             const struct origin *o, const struct parent *parent,
-             struct upstream *up)
+session_take(struct sessions *ss, const struct origin *o,
+             const struct parent *parent, struct upstream *up)
 {
     bool taken = false;
 
     pthread_mutex_lock(&ss->lock);
     for (struct session *s = ss->first; s != NULL && !taken; s = s->next)
-        taken = !s->over && origin_same(&s->way.origin, o) &&
-                parent_same(s->way.parent, parent) &&
-                upstream_granted(c, &s->way) && session_lend(s, up);
+        taken = !s->over && s->way.serial == up->serial &&
+                origin_same(&s->way.origin, o) &&
+                parent_same(s->way.parent, parent) && session_lend(s, up);
     pthread_mutex_unlock(&ss->lock);
     return taken;
 }
