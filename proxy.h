@@ -1050,8 +1050,7 @@ enum why access_denied(const struct client *, const char *target, uint16_t port,
 enum why access_request(const struct client *, const struct head *,
                         bool ourselves, struct fail *);
 
-/* ---- socks.c: SOCKS 4, 4a and 5
- * ---------------------------------------------- */
+/* ---- socks.c: SOCKS 4, 4a and 5 ------------------------------------------ */
 
 enum why socks_parse(const struct socks *, const char *raw, size_t len,
                      size_t *used, struct socks_said *, struct socks *next);
@@ -1067,8 +1066,7 @@ size_t socks_put_datagram(char out[22], const struct sockaddr *from);
 enum why socks_ask(struct end *, const struct origin *, const struct parent *,
                    bool *spoke, struct fail *); /* as a client */
 
-/* ---- udp.c: the UDP associations of SOCKS 5
- * ---------------------------------- */
+/* ---- udp.c: the UDP associations of SOCKS 5 ------------------------------ */
 
 struct udp_result { /* bytes */
     uint64_t up, down;
