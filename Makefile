@@ -106,7 +106,10 @@ fuzz-all: $(FUZZERS:%=$(B)/fuzz-%)
 	    echo "fuzz $$f"; mkdir -p $(B)/corpus/$$f && \
 	    $(B)/fuzz-$$f -max_total_time=$(FUZZ_S) -timeout=10 -verbosity=0 \
 	        -print_final_stats=1 -artifact_prefix=$(B)/$$f- \
-	        $(B)/corpus/$$f t/fuzz/seeds/$$f || exit 1; \
+	        $(B)/corpus/$$f t/fuzz/seeds/$$f > $(B)/fuzz-$$f.log 2>&1 || \
+	        { cat $(B)/fuzz-$$f.log; exit 1; }; \
+	    sed -n 's/^stat::number_of_executed_units: */    inputs /p' \
+	        $(B)/fuzz-$$f.log; \
 	done
 
 bench:
@@ -119,7 +122,9 @@ lint:
 	clang-format --dry-run -Werror $(C_FILES)
 	cppcheck -q --std=c11 --error-exitcode=1 --inline-suppr \
 	    --enable=warning,performance,portability \
-	    --suppress=missingIncludeSystem -D_GNU_SOURCE -I. $(wildcard *.c)
+	    --suppress=missingIncludeSystem --suppress=readdirCalled \
+	    '-DTAILQ_FOREACH(v,h,f)=while((v=(h)->tqh_first))' \
+	    -D_GNU_SOURCE -I. $(wildcard *.c)
 	clang-tidy --quiet $(wildcard *.c t/*.c t/fuzz/*.c) -- $(BASE) $(CFLAGS_L)
 
 # ---- to have it on the system -------------------------------------------------

@@ -189,7 +189,7 @@ static const struct row rows[] = {
     INT("http2", empty_frames, 100, 1, 1000000,
         "frames without content of a peer in 10 seconds"),
     INT("http2", priorities, 1000, 1, 1000000,
-        "PRIORITY and unknown frames of a peer in 10 seconds"),
+        "PRIORITY frames of a peer in 10 seconds"),
     INT("http2", updates, 2000, 1, 1000000,
         "WINDOW_UPDATE frames of a peer in 10 seconds that nothing called for"),
 

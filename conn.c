@@ -478,6 +478,7 @@ refuse(struct conn *c, const struct fail *f)
     x.fail = *f;
     if (exchange_refuse(&x) == EXCHANGE_CUT)
         c->cut = true;
+    c->up = x.up; /* idle since the request before */
     return ST_CLOSE;
 }
 
@@ -766,7 +767,8 @@ conn_exchange(struct conn *c)
     exchange_begin(c, &x);
     how = exchange_run(&x);
     c->up = x.up;
-    c->fail = x.fail;
+    if (how != EXCHANGE_KEEP)
+        c->fail = x.fail; /* it ends the connection, too */
     switch (how) {
     case EXCHANGE_KEEP:
         return ST_REQUEST;
@@ -949,13 +951,13 @@ static const struct step {
     [ST_HANDSHAKE] = {"handshake", conn_handshake}, /* TLS, as whom? */
     [ST_REQUEST] = {"request", conn_request},       /* one head, complete */
     [ST_DIAL] = {"dial", conn_dial},                /* a CONNECT's target */
-    [ST_EXCHANGE] = {"exchange", conn_exchange}, /* request up, answer down */
-    [ST_SESSION] = {"session", conn_session},    /* HTTP/2, its owner */
-    [ST_TUNNEL] = {"tunnel", conn_tunnel},       /* opaque, to the end */
-    [ST_LINGER] = {"linger", conn_linger},       /* for more, or park */
-    [ST_SOCKS] = {"socks", conn_socks},          /* up to its request */
-    [ST_UDP] = {"udp", conn_udp},                /* datagrams, to the end */
-    [ST_CLOSE] = {"close", conn_close},          /* the only way to DONE */
+    [ST_EXCHANGE] = {"exchange", conn_exchange},    /* request, answer */
+    [ST_SESSION] = {"session", conn_session},       /* HTTP/2, its owner */
+    [ST_TUNNEL] = {"tunnel", conn_tunnel},          /* opaque, to the end */
+    [ST_LINGER] = {"linger", conn_linger},          /* for more, or park */
+    [ST_SOCKS] = {"socks", conn_socks},             /* up to its request */
+    [ST_UDP] = {"udp", conn_udp},                   /* datagrams, to the end */
+    [ST_CLOSE] = {"close", conn_close},             /* the only way to DONE */
 };
 
 /*

@@ -265,12 +265,11 @@ name_free(struct name *nm)
 static struct name *
 name_find(const char *host)
 {
-    struct name *nm;
+    struct name *nm = TAILQ_LAST(&dns.by_age, name_list);
 
-    TAILQ_FOREACH_REVERSE(nm, &dns.by_age, name_list, age)
-    if (strcasecmp(nm->host, host) == 0)
-        return nm;
-    return NULL;
+    while (nm != NULL && strcasecmp(nm->host, host) != 0)
+        nm = TAILQ_PREV(nm, name_list, age);
+    return nm;
 }
 
 /* Forget the oldest that nobody uses, until `keep` are left. */
@@ -595,8 +594,8 @@ dns_stop(void)
     pthread_mutex_lock(&dns.lock);
     dns.stop = true;
     pthread_cond_broadcast(&dns.more);
-    TAILQ_FOREACH(nm, &dns.by_age, age)
-    pthread_cond_broadcast(&nm->known);
+    for (nm = TAILQ_FIRST(&dns.by_age); nm != NULL; nm = TAILQ_NEXT(nm, age))
+        pthread_cond_broadcast(&nm->known);
     while (helpers_run() && in_time)
         in_time = cond_until(&dns.gone, &dns.lock, until);
     for (size_t i = 0; i < N_HELPERS; i++) {

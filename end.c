@@ -286,7 +286,7 @@ static enum why layer_write(struct end *, struct tls *, const void *, size_t,
 static enum why
 tls_receive(struct end *e, struct tls *t, struct fail *f)
 {
-    size_t n;
+    size_t n = 0;
     enum why why;
 
     if (t->raw.cap == 0 && !bytes_room(&t->raw, TLS_IN))
@@ -676,12 +676,10 @@ tls_write_pieces(struct end *e, struct iovec *iov, int n, struct fail *f)
         if (len + left > sizeof joined) {
             why = layer_write(e, e->tls, joined, len, f);
             len = 0;
-            if (why == WHY_NONE && left > sizeof joined) {
-                why = layer_write(e, e->tls, at, left, f);
-                left = 0;
-            }
         }
-        if (left > 0) {
+        if (why == WHY_NONE && left > sizeof joined) {
+            why = layer_write(e, e->tls, at, left, f);
+        } else if (why == WHY_NONE && left > 0) {
             memcpy(joined + len, at, left);
             len += left;
         }
@@ -900,8 +898,13 @@ end_pending(struct end *e)
         e->len += (size_t)got;
         return true;
     }
-    if (got == GNUTLS_E_AGAIN)
-        return false;
+    if (got == GNUTLS_E_AGAIN) { /* unless a layer below met its end */
+        const struct tls *t = e->tls->under;
+
+        while (t != NULL && !t->stashed)
+            t = t->under;
+        return t != NULL;
+    }
     e->tls->stash = (int)got; /* an end or an error: for the next read */
     e->tls->stashed = true;
     return true;

@@ -323,6 +323,9 @@ binds_connection(const struct head *h, const char *name)
 static enum why
 take_way(struct exchange *x, bool fresh)
 {
+    /* New settings may lead somewhere else by the same name. */
+    if (x->up != NULL && x->up->serial != x->client->conf->serial)
+        fresh = true;
     if (x->up != NULL &&
         (fresh || !upstream_fits(x->client, x->up, &x->origin) ||
          !upstream_alive(x->up) || !upstream_serves(x->up, x->req->upgrade))) {
@@ -342,8 +345,10 @@ take_way(struct exchange *x, bool fresh)
         upstream_free(x->up); /* dialled for a CONNECT, and no use */
         x->up = NULL;
     }
-    if (x->up == NULL)
+    if (x->up == NULL) {
+        assert(x->fail.why != WHY_NONE);
         return x->fail.why;
+    }
     memcpy(x->addr, x->up->addr, sizeof x->addr);
     x->hop = x->up->hop;
     x->reused = x->up->reused;
@@ -518,6 +523,23 @@ pass_interim(struct exchange *x, struct upload *u)
     return WHY_NONE;
 }
 
+/* The origin is silent for longer than it may: still no failure while the
+ * client goes on sending, as the origin may wait for all of it.  Forgets the
+ * failure if so. */
+static bool
+upload_moves(struct exchange *x, struct upload *u, enum why why)
+{
+    int idle_ms = x->up->http->idle_ms != 0 ? x->up->http->idle_ms
+                                            : x->client->conf->idle_s * 1000;
+
+    if (why != WHY_IDLE || x->fail.side != SIDE_ORIGIN || !u->started ||
+        atomic_load(&u->done) ||
+        now_ms() - atomic_load(&u->moved_at) >= idle_ms)
+        return false;
+    x->fail = (struct fail){0};
+    return true;
+}
+
 /* The content, as it comes: whatever is there goes on before we wait. */
 static enum why
 carry_content(struct exchange *x, struct upload *u)
@@ -532,10 +554,14 @@ carry_content(struct exchange *x, struct upload *u)
             if ((why = down->ops->flush(down, &x->fail)) != WHY_NONE)
                 return why;
             why = splice_content(up, down, &u->moved_at, &x->fail);
+            if (upload_moves(x, u, why))
+                continue;
             if (why != WHY_NONE && why != WHY_MORE)
                 return why;
         }
         why = up->ops->read_body(up, &got, &x->fail);
+        if (upload_moves(x, u, why))
+            continue;
         if (why != WHY_NONE)
             break;
         if (u->started)
@@ -728,11 +754,35 @@ carry(struct exchange *x)
     return kept(x, answered);
 }
 
+/* A target as it was sent.  One that is refused may have a password in it,
+ * before its last "@", wherever the authority was meant to be. */
+static void
+log_sent_target(struct line *l, struct span target)
+{
+    const char *at =
+        target.len > 0 ? memrchr(target.at, '@', target.len) : NULL;
+    char text[1024] = "***";
+    size_t len = 3, left;
+
+    if (at == NULL) {
+        log_span(l, "target", target);
+        return;
+    }
+    left = target.len - (size_t)(at - target.at);
+    left = left < sizeof text - len ? left : sizeof text - len;
+    memcpy(text + len, at, left);
+    log_span(l, "target", (struct span){text, len + left});
+}
+
 static void
 log_exchange(const struct exchange *x)
 {
     struct line l;
     const struct client *c = x->client;
+    struct span authority = x->req->authority;
+    bool routed = authority.len > 0 &&
+                  memchr(authority.at, '@', authority.len) == NULL &&
+                  x->req->method_id != METHOD_CONNECT;
 
     if (!log_on(LEVEL_INFO))
         return;
@@ -743,7 +793,7 @@ log_exchange(const struct exchange *x)
     log_str(&l, "client", c->addr);
     log_str(&l, "version", version_name(x->req->version));
     log_span(&l, "method", x->req->method);
-    if (x->req->authority.len > 0 && x->req->method_id != METHOD_CONNECT) {
+    if (routed) {
         char target[2048];
         int n = snprintf(target, sizeof target, "%.*s://%.*s%.*s",
                          (int)x->req->scheme.len, x->req->scheme.at,
@@ -754,7 +804,7 @@ log_exchange(const struct exchange *x)
             n = (int)sizeof target - 1;
         log_span(&l, "target", (struct span){target, (size_t)n});
     } else {
-        log_span(&l, "target", x->req->target);
+        log_sent_target(&l, x->req->target);
     }
     log_int(&l, "status", x->status);
     log_int(&l, "up", (int64_t)x->up_bytes);

@@ -212,10 +212,6 @@ on_begin_frame(nghttp2_session *ng, const nghttp2_frame_hd *hd, void *arg)
 
     (void)ng;
     switch (hd->type) {
-    case NGHTTP2_DATA:
-        return hd->length > 0 || (hd->flags & NGHTTP2_FLAG_END_STREAM)
-                   ? 0
-                   : spend(h, CALM_EMPTY, "too many empty frames");
     case NGHTTP2_HEADERS:
         h->n_continuations = 0;
         if (h->side == SIDE_CLIENT && !id_in_order(h, hd->stream_id))
@@ -237,9 +233,10 @@ on_begin_frame(nghttp2_session *ng, const nghttp2_frame_hd *hd, void *arg)
         return ack ? 0 : spend(h, CALM_PINGS, "too many PING frames");
     case NGHTTP2_WINDOW_UPDATE:
         return spend(h, CALM_UPDATES, "too many WINDOW_UPDATE frames");
+    case NGHTTP2_DATA: /* its padding is not known yet: on_frame_recv() */
     case NGHTTP2_GOAWAY:
         return 0;
-    default: /* PRIORITY, and extensions that nobody negotiated */
+    default: /* PRIORITY; what is unknown does not come here */
         return spend(h, CALM_PRIORITIES, "too many PRIORITY frames");
     }
 }
@@ -450,6 +447,9 @@ on_frame_recv(nghttp2_session *ng, const nghttp2_frame *frame, void *arg)
         take_headers(h, frame);
         break;
     case NGHTTP2_DATA:
+        if (frame->hd.length <= frame->data.padlen &&
+            !(frame->hd.flags & NGHTTP2_FLAG_END_STREAM))
+            return spend(h, CALM_EMPTY, "too many empty frames");
         if ((frame->hd.flags & NGHTTP2_FLAG_END_STREAM) &&
             (s = stream_at(h, frame->hd.stream_id)) != NULL) {
             s->remote_end = true;
@@ -1003,7 +1003,8 @@ tick(struct h2 *h, struct fail *f)
 static int64_t
 idle_since(struct h2 *h)
 {
-    if (h->all != NULL || h->held != NULL || hub_live(&h->hub) > 0)
+    if (h->all != NULL || h->held != NULL || h->block_from != 0 ||
+        hub_live(&h->hub) > 0)
         h->idle_from = 0;
     else if (h->idle_from == 0)
         h->idle_from = h->now;

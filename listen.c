@@ -877,7 +877,7 @@ listeners_wait_idle(struct listeners *ls, int ms)
     return idle;
 }
 
-/* Wake every worker that waits for its client; it finds the socket shut down.
+/* Wake every worker that waits for its client: it reads an end, may yet write.
  * Any thread.  Blocks: never. */
 void
 listeners_end_all(struct listeners *ls)
@@ -885,6 +885,23 @@ listeners_end_all(struct listeners *ls)
     pthread_mutex_lock(&ls->lock);
     for (struct conn *c = ls->live; c != NULL; c = c->next)
         end_stop_reading(&c->end);
+    pthread_mutex_unlock(&ls->lock);
+}
+
+/* Wake every worker that waits for its client to read, too.  A FIN may go out,
+ * so not where that would make an answer look complete: whoever waits there is
+ * left behind, and an RST is what his client gets.  Any thread. */
+void
+listeners_cut_all(struct listeners *ls)
+{
+    const struct linger now = {.l_onoff = 1, .l_linger = 0};
+
+    pthread_mutex_lock(&ls->lock);
+    for (struct conn *c = ls->live; c != NULL; c = c->next) {
+        (void)setsockopt(c->end.fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+        if (!atomic_load(&c->h1.until_close))
+            end_wake(&c->end);
+    }
     pthread_mutex_unlock(&ls->lock);
 }
 

@@ -10,10 +10,15 @@
  * Threads  any worker.
  * Blocks   while the client takes the answer.
  */
+#include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "proxy.h"
+
+enum { SHOWN_MAX = 1024 }; /* bytes of somebody's text in a page */
 
 struct text { /* being put together; too much is cut off */
     char at[8192];
@@ -34,11 +39,14 @@ say(struct text *t, const char *fmt, ...)
                                                     : sizeof t->at - t->len - 1;
 }
 
-/* Text that came from outside, into a page: RFC 9110 content may be HTML. */
+/* Text that came from outside, into a page: RFC 9110 content may be HTML.  A
+ * long one is cut, or it would push out what the page has to say. */
 static void
 say_escaped(struct text *t, struct span s, bool html)
 {
-    for (size_t i = 0; i < s.len; i++) {
+    size_t len = s.len < SHOWN_MAX ? s.len : SHOWN_MAX;
+
+    for (size_t i = 0; i < len; i++) {
         unsigned char c = (unsigned char)s.at[i];
 
         if (html && (c == '<' || c == '>' || c == '&' || c == '"' || c == '\''))
@@ -48,6 +56,8 @@ say_escaped(struct text *t, struct span s, bool html)
         else
             say(t, "%c", c);
     }
+    if (len < s.len)
+        say(t, "...");
 }
 
 /* ---- one answer ---------------------------------------------------------- */
@@ -75,6 +85,19 @@ begin(struct exchange *x, int status)
     return h;
 }
 
+/* RFC 9110 section 6.6.1: who makes an answer and has a clock says when. */
+static void
+add_date(struct head *h)
+{
+    time_t now = time(NULL);
+    char text[40];
+    struct tm tm;
+
+    if (gmtime_r(&now, &tm) != NULL &&
+        strftime(text, sizeof text, "%a, %d %b %Y %H:%M:%S GMT", &tm) > 0)
+        add(h, "Date", text);
+}
+
 static enum why
 finish(struct exchange *x, const char *type, struct span content,
        struct fail *f)
@@ -84,6 +107,7 @@ finish(struct exchange *x, const char *type, struct span content,
     char length[24];
     enum why why;
 
+    add_date(h);
     if (type != NULL)
         add(h, "Content-Type", type);
     snprintf(length, sizeof length, "%zu", content.len);
@@ -421,13 +445,35 @@ is_secret(struct span name)
            span_isi(name, "Proxy-Authorization");
 }
 
+/* The request as it came, less its secrets.  text[0..cap) has room for all. */
+static size_t
+trace_text(const struct head *req, char *text, size_t cap)
+{
+    size_t len = (size_t)snprintf(text, cap, "%.*s %.*s HTTP/1.%d\r\n",
+                                  (int)req->method.len, req->method.at,
+                                  (int)req->target.len, req->target.at,
+                                  req->version == HTTP_10 ? 0 : 1);
+
+    for (size_t i = 0; i < req->n_fields; i++) {
+        const struct field *fd = &req->fields[i];
+
+        if (!is_secret(fd->name))
+            len += (size_t)snprintf(text + len, cap - len, "%.*s: %.*s\r\n",
+                                    (int)fd->name.len, fd->name.at,
+                                    (int)fd->value.len, fd->value.at);
+    }
+    return len + (size_t)snprintf(text + len, cap - len, "\r\n");
+}
+
 /* page_trace - TRACE or OPTIONS that ends with us: Max-Forwards was 0
  * (RFC 9110 sections 7.6.2, 9.3.7, 9.3.8). */
 enum why
 page_trace(struct exchange *x, struct fail *f)
 {
     const struct head *req = x->req;
-    struct text t = {.len = 0};
+    size_t cap = req->method.len + req->target.len + 32, len;
+    enum why why;
+    char *text;
 
     if (req->method_id == METHOD_OPTIONS) {
         begin(x, 200);
@@ -435,16 +481,13 @@ page_trace(struct exchange *x, struct fail *f)
             "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS, TRACE, CONNECT");
         return finish(x, NULL, (struct span){"", 0}, f);
     }
-    say(&t, "%.*s %.*s HTTP/1.%d\r\n", (int)req->method.len, req->method.at,
-        (int)req->target.len, req->target.at, req->version == HTTP_10 ? 0 : 1);
-    for (size_t i = 0; i < req->n_fields; i++) {
-        const struct field *fd = &req->fields[i];
-
-        if (!is_secret(fd->name))
-            say(&t, "%.*s: %.*s\r\n", (int)fd->name.len, fd->name.at,
-                (int)fd->value.len, fd->value.at);
-    }
-    say(&t, "\r\n");
+    for (size_t i = 0; i < req->n_fields; i++)
+        cap += req->fields[i].name.len + req->fields[i].value.len + 4;
+    if ((text = malloc(cap)) == NULL)
+        return fail_sys(f, SIDE_WEIR, "answer a TRACE", ENOMEM);
+    len = trace_text(req, text, cap);
     begin(x, 200);
-    return finish(x, "message/http", (struct span){t.at, t.len}, f);
+    why = finish(x, "message/http", (struct span){text, len}, f);
+    free(text);
+    return why;
 }

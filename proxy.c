@@ -36,7 +36,8 @@ enum {
     EXIT_FAIL = 1,
     EXIT_USAGE = 2,
     LOOK_MS = 50,   /* while draining: how often to look for a signal */
-    END_MS = 2500,  /* whom the end wakes has so long: WATCH_MS and some */
+    WAKE_MS = 1200, /* whom the end wakes has so long: WATCH_MS and some */
+    END_MS = 1300,  /* and those who had to be cut as well */
     ERR_MAX = 1024, /* a message about a start that failed */
     PATH_LEN = 4096,
 };
@@ -550,6 +551,9 @@ end_all(struct program *p)
     atomic_store(&w->stopping, true);
     listeners_end_all(w->listeners);
     dns_stop();
+    if (listeners_wait_idle(w->listeners, WAKE_MS))
+        return true;
+    listeners_cut_all(w->listeners); /* clients that do not read */
     return listeners_wait_idle(w->listeners, END_MS);
 }
 

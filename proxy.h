@@ -69,7 +69,7 @@ enum {
     W(POLICY, 403, 403, "http_request_denied", "not allowed")                 \
     W(LOOP, 403, 403, "proxy_loop_detected", "request came back to us")       \
     W(LOGIN, 407, 407, "http_request_denied", "user and password wanted")     \
-    W(BROKEN, 0, 503, "destination_unavailable",                              \
+    W(BROKEN, 0, 502, "destination_unavailable",                              \
       "failed too often, not tried for a while")                              \
     W(PARENT_LOGIN, 0, 502, "proxy_configuration_error",                      \
       "parent proxy wants another user and password")                         \
@@ -763,7 +763,8 @@ size_t listeners_count(const struct listeners *);
 void listeners_stop_accepting(struct listeners *);    /* closes them at once */
 size_t listeners_live(struct listeners *);            /* connections alive */
 bool listeners_wait_idle(struct listeners *, int ms); /* until none lives */
-void listeners_end_all(struct listeners *); /* shutdown() every client */
+void listeners_end_all(struct listeners *); /* wakes who reads a client */
+void listeners_cut_all(struct listeners *); /* and who writes to one */
 void listeners_free(struct listeners *);
 
 /* ---- config.c: proxy.ini ------------------------------------------------- */
@@ -1218,7 +1219,6 @@ bool upstream_known(const struct client *, const struct origin *,
                     struct known *);
 bool origin_same(const struct origin *, const struct origin *);
 /* Can this way serve that origin, as the settings are now? */
-bool upstream_granted(const struct client *, const struct upstream *);
 bool upstream_fits(const struct client *, const struct upstream *,
                    const struct origin *);
 /* A way's parent answered (f NULL), or broke off before it did. */

@@ -247,6 +247,7 @@ session_start(struct sessions *ss, const struct client *c, struct upstream *up,
  * session_take - a stream of a session with the origin, if there is one with
  * room.
  *
+ * c   whose settings must be those that the session was opened under
  * up  a way that is nothing yet; filled in
  */
 bool
@@ -260,7 +261,7 @@ session_take(struct sessions *ss, const struct client *c,
     for (struct session *s = ss->first; s != NULL && !taken; s = s->next)
         taken = !s->over && origin_same(&s->way.origin, o) &&
                 parent_same(s->way.parent, parent) &&
-                upstream_granted(c, &s->way) && session_lend(s, up);
+                s->way.serial == c->conf->serial && session_lend(s, up);
     pthread_mutex_unlock(&ss->lock);
     return taken;
 }

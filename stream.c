@@ -517,6 +517,7 @@ note_switch(struct stream *s)
 static enum why
 stream_write_head(struct http *http, const struct head *head, struct fail *f)
 {
+    static const struct head no_upgrade = {.version = HTTP_2, .status = 502};
     struct stream *s = of(http);
     struct packed *p;
 
@@ -526,8 +527,10 @@ stream_write_head(struct http *http, const struct head *head, struct fail *f)
         s->extended = head->upgrade.len > 0;
         s->connect = s->extended || head->method_id == METHOD_CONNECT;
     } else if (s->extended && head->status / 100 == 2) {
-        /* RFC 8441 section 5 would take it for a 101. */
-        return fail_own(f, SIDE_ORIGIN, WHY_PROTO, "upgrade not taken up");
+        /* RFC 8441 section 5 would take it for a 101: the origin did not
+         * switch, and what it says instead belongs to no WebSocket. */
+        head = &no_upgrade;
+        s->head_only = true;
     }
     if ((p = pack_head(head, s->head_only)) == NULL)
         return fail_sys(f, SIDE_WEIR, "write head", ENOMEM);

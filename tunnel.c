@@ -30,6 +30,7 @@ enum {
     FULL_READS = 4,      /* in a row: bulk */
     SHORT_READS = 64,    /* in a row below BULK_LEAST: no bulk any more */
     BULK_LEAST = 16384,
+    LOOK_MS = 1000, /* how often a half-closed one looks whether weir stops */
 };
 
 struct pump { /* one direction */
@@ -50,9 +51,13 @@ struct tunnel {
     int idle_ms, half_closed_ms;
     /* either pump, at any time */
     atomic_bool stop;
+    pthread_mutex_t lock;  /* for `done` alone */
+    pthread_cond_t done;   /* n_done has grown */
     atomic_int n_done;     /* directions that have ended */
     atomic_int first;      /* the side that ended first, -1: none yet */
     atomic_llong moved_at; /* idle means quiet BOTH ways, hence shared */
+    /* whoever set `stop`; read after the join */
+    const struct pump *stopper; /* its failure is the one that counts */
     /* one pump each; read after the join */
     struct pump up, down;
 };
@@ -118,14 +123,15 @@ tunnel_idle(struct tunnel *t)
     return now_ms() - atomic_load(&t->moved_at) >= limit;
 }
 
-/* End both directions.  The flag says why to leave; the shutdowns wake the
- * pump that sleeps in recv(). */
+/* End both directions: cleanly when they were merely quiet.  The flag says why
+ * to leave; the shutdowns wake the pump that sleeps in recv(). */
 static void
-tunnel_stop(struct tunnel *t, const struct pump *p)
+tunnel_stop(struct tunnel *t, const struct pump *p, bool quiet)
 {
     if (atomic_exchange(&t->stop, true))
         return;
-    if (p->fail.why == WHY_IDLE && tunnel_idle(t)) {
+    t->stopper = p;
+    if (quiet) {
         side_wake(&t->client);
         side_wake(&t->server);
     } else {
@@ -262,6 +268,37 @@ pump_carry(struct pump *p)
     return why;
 }
 
+/* This direction has ended.  Reads of the other one may sleep for longer than
+ * a half-closed tunnel may be quiet, so its thread, which has nothing else to
+ * do, keeps the time until both have ended. */
+static void
+pump_done(struct pump *p)
+{
+    struct tunnel *t = p->tunnel;
+
+    pthread_mutex_lock(&t->lock);
+    atomic_fetch_add(&t->n_done, 1);
+    pthread_cond_signal(&t->done);
+    while (atomic_load(&t->n_done) < 2 && !atomic_load(&t->stop)) {
+        int64_t now = now_ms();
+        int64_t until = atomic_load(&t->moved_at) + t->half_closed_ms;
+
+        if (atomic_load(&t->weir->stopping)) {
+            fail_own(&p->fail, SIDE_WEIR, WHY_DRAIN, "tunnel");
+            tunnel_stop(t, p, false);
+        } else if (now >= until) {
+            fail_own(&p->fail,
+                     p->from_side == SIDE_CLIENT ? SIDE_ORIGIN : SIDE_CLIENT,
+                     WHY_IDLE, "read from the side still open");
+            tunnel_stop(t, p, true);
+        } else {
+            cond_until(&t->done, &t->lock,
+                       until < now + LOOK_MS ? until : now + LOOK_MS);
+        }
+    }
+    pthread_mutex_unlock(&t->lock);
+}
+
 /* One direction, to its end.  Runs in its own thread. */
 static void
 pump_run(void *arg)
@@ -279,10 +316,10 @@ pump_run(void *arg)
             (int)(why == WHY_EOF ? p->from_side : p->fail.side));
     if (why == WHY_EOF && !atomic_load(&t->stop))
         why = side_finish(p->to, &p->fail);
-    atomic_fetch_add(&t->n_done, 1);
-    if (why != WHY_NONE && why != WHY_EOF)
-        tunnel_stop(t, p);
+    if (why != WHY_NONE && why != WHY_EOF) /* IDLE by whom it reads: all is */
+        tunnel_stop(t, p, why == WHY_IDLE && p->fail.side == p->from_side);
     pump_end_bulk(p);
+    pump_done(p);
 }
 
 static void
@@ -335,6 +372,8 @@ tunnel_run(struct worker *w, const struct weir *weir, struct tunnel_side client,
                        .half_closed_ms = half_closed_ms,
                        .first = -1};
 
+    pthread_mutex_init(&t.lock, NULL);
+    pthread_cond_init(&t.done, NULL);
     atomic_store(&t.moved_at, now_ms());
     pump_init(&t.up, &t, &t.client, &t.server, SIDE_CLIENT);
     pump_init(&t.down, &t, &t.server, &t.client, SIDE_ORIGIN);
@@ -343,17 +382,20 @@ tunnel_run(struct worker *w, const struct weir *weir, struct tunnel_side client,
     *r = (struct tunnel_result){.ended_by = SIDE_WEIR};
     if (!twin_start(w, pump_run, &t.down)) {
         fail_own(&r->fail, SIDE_WEIR, WHY_BUSY, "start a thread");
-        return;
+        goto out;
     }
     pump_run(&t.up);
     twin_wait(w, -1);
     r->up = t.up.moved;
     r->down = t.down.moved;
     r->ended_by = (enum side)atomic_load(&t.first);
-    r->fail = t.up.fail;
-    if (t.down.fail.why != WHY_NONE &&
-        (r->fail.why == WHY_NONE || r->fail.side != r->ended_by))
-        r->fail = t.down.fail;
+    if (t.stopper != NULL) {
+        r->fail = t.stopper->fail;
+        r->ended_by = r->fail.side;
+    }
+out:
+    pthread_cond_destroy(&t.done);
+    pthread_mutex_destroy(&t.lock);
 }
 
 /* The one line of a tunnel that has ended. */

@@ -114,16 +114,18 @@ cache_surplus(struct upstreams *us, const struct upstream *like, int max)
     return n >= max ? last : NULL;
 }
 
-/* Take the way to an origin that was used last out of the cache; NULL: none. */
+/* Take the way to an origin that was used last out of the cache; NULL: none.
+ * One that other settings led to is none: [resolve] or insecure may say
+ * something else by now. */
 static struct upstream *
 cache_take(struct upstreams *us, const struct origin *o,
-           const struct parent *parent)
+           const struct parent *parent, uint64_t serial)
 {
     struct upstream *up;
 
     pthread_mutex_lock(&us->lock);
     up = us->buckets[bucket_of(o)];
-    while (up != NULL && !way_same(up, o, parent))
+    while (up != NULL && (up->serial != serial || !way_same(up, o, parent)))
         up = up->next;
     if (up != NULL)
         cache_unlink(us, up);
@@ -141,16 +143,6 @@ upstream_alive(struct upstream *up)
     return end_quiet(&up->end);
 }
 
-/* Targets may have been denied since it was opened.  What was opened under
- * other settings is not asked again but opened again. */
-bool
-upstream_granted(const struct client *c, const struct upstream *up)
-{
-    return up->serial == c->conf->serial ||
-           (match_empty(c->conf->target_deny) &&
-            match_empty(c->conf->target_allow));
-}
-
 /* Take one that is alive; the dead ones met on the way are closed. */
 static struct upstream *
 cache_take_alive(const struct client *c, const struct origin *o,
@@ -160,9 +152,8 @@ cache_take_alive(const struct client *c, const struct origin *o,
     int64_t since = now_ms() - c->conf->reuse_s * 1000LL;
     struct upstream *up;
 
-    while ((up = cache_take(us, o, parent)) != NULL) {
-        if (up->given_at >= since && upstream_granted(c, up) &&
-            upstream_alive(up))
+    while ((up = cache_take(us, o, parent, c->conf->serial)) != NULL) {
+        if (up->given_at >= since && upstream_alive(up))
             return up;
         upstream_free(up);
     }
@@ -537,7 +528,7 @@ upstream_fits(const struct client *c, const struct upstream *up,
     struct parent *ways[WAYS_MAX];
     size_t n = parent_choose(c->conf, o, ways);
 
-    if (!upstream_granted(c, up))
+    if (up->serial != c->conf->serial)
         return false;
     for (size_t i = 0; i < n; i++)
         if (way_same(up, o, ways[i]))

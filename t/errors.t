@@ -26,6 +26,8 @@ my $url    = "http://127.0.0.1:$closed/";
     my $got = $w->client->ask('GET', $url);
     is_error('refused', $got, 502, 'connection_refused');
     like field($got, 'content-type'), qr{^text/plain}, 'plain by default';
+    like field($got, 'date'), qr/^\w{3}, \d\d \w{3} \d{4} [\d:]{8} GMT$/,
+        'says when';
     like $got->{body}, qr/127\.0\.0\.1:$closed/, 'names the target';
     like $got->{body}, qr/refused/i, 'and the reason';
     $got = $w->client->ask('GET', $url, ['Accept: text/html,*/*;q=0.8']);
@@ -42,6 +44,11 @@ my $url    = "http://127.0.0.1:$closed/";
     is $got->{status}, 502, 'HEAD: the status';
     is $c->ask('GET', $url)->{status}, 502,
         'HEAD: no body, the connection goes on';
+}
+for my $type ('text/plain', 'text/html') { # a long target hides no reason
+    my $got = $w->client->ask('GET', $url . 'x' x 12000, ["Accept: $type"]);
+    like $got->{body}, qr/xxx\.\.\..*refused.*connection \d+/s,
+        "$type: a long target is cut, and nothing else";
 }
 { # what a client sends ends up in no page as HTML
     my $got = $w->client->ask('GET', "http://127.0.0.1:$closed/<script>x",

@@ -145,6 +145,11 @@ for my $head ("204 No Content\r\n", "304 Not Modified\r\nETag: \"e\"\r\n",
     like $got->{body}, qr{^TRACE http://\S+/x HTTP/1.1\r\n}, 'TRACE echoes';
     like $got->{body}, qr/X-Mark: 77/, 'with its fields';
     unlike $got->{body}, qr/secret/, 'but no credentials';
+    $got = never_seen($w, "TRACE http://ORIGIN/x HTTP/1.1\r\nHost: ORIGIN\r\n"
+            . "Max-Forwards: 0\r\nX-Long: " . 'x' x 20000 . "\r\nX-Mark: 78\r\n"
+            . "Connection: close\r\n\r\n");
+    like $got->{body}, qr/X-Long: x{20000}\r\nX-Mark: 78\r\n/,
+        'all of them, however long';
     for my $method (qw(TRACE OPTIONS)) {
         my ($seen) = through($w, "$method http://ORIGIN/x HTTP/1.1\r\n"
                 . "Host: ORIGIN\r\nMax-Forwards: 7\r\n\r\n",

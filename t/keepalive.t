@@ -267,5 +267,21 @@ for my $scheme ('NTLM', 'Negotiate abcd==') {
     $few->stop;
 }
 
+{ # what follows a good request is none: its origin is kept for others
+    my $l   = listener();
+    my $url = "http://${\ $l->addr}/";
+    my $c   = $w->client;
+    $c->put(request('GET', $url) . "no request\r\n\r\n");
+    my $s = $l->accept;
+    $s->get_request;
+    $s->put("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    is $c->get_answer->{status}, 200, 'a good request';
+    is $c->get_answer->{status}, 400, 'and a bad one behind it';
+    $c->get_eof;
+    my $other = $w->client;
+    $other->put(request('GET', $url));
+    is Weir::first_of($l, $s), $s, 'the connection to the origin is not lost';
+}
+
 $w->stop;
 done_testing;

@@ -75,6 +75,20 @@ sub exchanges($w, $re)
     unlike $w->log, qr/secret|c2VjcmV0|token=/, 'not at the end either';
 }
 
+# ---- a request that is refused may have a password in its target
+{
+    my $w = Weir->start(set => ['intercept.enable=no']);
+    for my $line ('GET http://me:secret@host.test/', 'GET ftp://me:secret@h/',
+        'GET me:secret@h', 'CONNECT me:secret@h:1', 'GET http:/me:secret@h/') {
+        my $c = $w->client;
+        $c->put("$line HTTP/1.1\r\nHost: host.test\r\n\r\n");
+        is $c->get_answer->{status}, 400, "$line: refused";
+    }
+    $w->wait_log(qr/ exchange .*target=\*\*\*\@host\.test/);
+    $w->stop;
+    unlike $w->log, qr/secret/, 'no password of a target that is refused';
+}
+
 # ---- who ended it, and why
 {
     my $w = Weir->start(set => [ 'intercept.enable=no',

@@ -109,6 +109,29 @@ for my $second ('TERM', 'INT') {
     unlike $w->log, qr/Sanitizer|runtime error/, 'nor is there a report';
 }
 
+{ # nor does a client that does not read
+    my $w = Weir->start(set => [ 'intercept.enable=no', 'proxy.grace_s=600' ]);
+    my $o = origin(sub ($s) {
+        $s->get_request;
+        $s->put("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n");
+        1 while $s->put('x' x 1000000);
+    });
+    my $c = $w->client;
+    $c->put(request('GET', "http://${\ $o->addr}/"));
+    my $n = -1;
+    wait_for('weir to be stuck', sub {
+        my $before = $n;
+        $n = slurp("/proc/${\ $w->pid}/io") =~ /^syscw: (\d+)/m ? $1 : 0;
+        select undef, undef, undef, 0.3; # quiet for so long: it waits
+        return $n == $before;
+    });
+    $w->signal('TERM');
+    $w->wait_log(qr/ drain .*a second signal/);
+    $w->signal('TERM');
+    is reap($w), 0, 'a client that does not read is cut by the second signal';
+    unlike $w->log, qr/stuck|Sanitizer|runtime error/, 'and nothing is left';
+}
+
 # ---- HUP
 {
     my $one = listener();
@@ -143,6 +166,41 @@ for my $second ('TERM', 'INT') {
         return $n == 2;
     });
     is $ask->($one), 'ok', 'and a good one is taken again';
+    $w->stop;
+}
+
+{ # a connection that is kept, on either side, does not keep old settings
+    my @l   = (listener(), listener());
+    my $ini = "[intercept]\nenable = no\n[resolve]\nx.test = ";
+    my $w   = Weir->start(conf => $ini . $l[0]->addr . "\n");
+    my $ok  = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    my $url = 'http://x.test/';
+    my $ask = sub ($c, $s, @fields) {
+        $c->put(request('GET', $url, \@fields));
+        my $hit = Weir::first_of($l[0], $l[1], grep { defined } $s);
+        my $origin = ref $hit eq 'Weir::Listener' ? $hit->accept : $hit;
+        $origin->get_request;
+        $origin->put($ok);
+        is $c->get_answer->{body}, 'ok', 'an answer';
+        return ($hit, $origin);
+    };
+    my ($same, $gone) = ($w->client, $w->client);
+    my (undef, $kept) = $ask->($same, undef);
+    my ($hit) = $ask->($same, $kept);
+    is $hit, $kept, 'a connection is kept for its client';
+    (undef, my $cached) = $ask->($gone, undef, 'Connection: close');
+    $gone->get_eof; # now that one is kept for anybody
+    spew($w->home . '/test.ini', $ini . $l[1]->addr . "\n");
+    $w->signal('HUP');
+    $w->wait_log(qr/ reload .*new settings/);
+    for my $c ($same, $w->client) {
+        $c->put(request('GET', $url));
+        is Weir::first_of(@l), $l[1], 'after HUP neither serves';
+        my $s = $l[1]->accept;
+        is $s->get_request->{target}, '/', 'but the new address';
+        $s->put($ok);
+        is $c->get_answer->{body}, 'ok', 'a new one does';
+    }
     $w->stop;
 }
 

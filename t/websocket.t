@@ -58,6 +58,20 @@ sub upgrade($via)
     $s->put("\x89\0");
     is $c->get(2), "\x89\0", 'a WebSocket survives the pause';
 }
+{ # half closed and quiet it has half_closed_s, whatever stream_idle_s is
+    my $short = Weir->start(set => [ 'intercept.enable=no',
+        'tunnel.stream_idle_s=600', 'tunnel.half_closed_s=1' ]);
+    for my $first (0, 1) {
+        my @both = (upgrade($short))[0, 1];
+        $both[1]->put($switch);
+        $both[0]->get_answer;
+        $both[$first]->shut;
+        is $both[!$first]->get_eof, '', 'one side ends';
+        is $both[$first]->get_eof, '', 'and when the other is silent, all does';
+    }
+    $short->wait_log(qr/ tunnel .*why=idle/);
+    $short->stop;
+}
 { # frames glued to the heads, on both sides
     my ($c, $s) = upgrade($w);
     $s->put("${switch}\x81\x05first");

@@ -42,7 +42,7 @@ parse(const char *raw, size_t len, size_t cut)
         r.used += used;
         if (r.why == WHY_MORE && end < len)
             end = len;
-        else if (r.why == WHY_MORE || r.why != WHY_NONE)
+        else if (r.why != WHY_NONE)
             return r;
         else
             assert(used > 0); /* or this would go on for ever */
