@@ -145,8 +145,7 @@ access_client(const struct config *conf, const struct sockaddr *sa)
     return "not in allow";
 }
 
-/* ---- targets
- * ------------------------------------------------------------------ */
+/* ---- targets ------------------------------------------------------------- */
 
 /*
  * access_denied - say that something is not allowed, in one log line.

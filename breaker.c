@@ -108,7 +108,8 @@ broken(const struct entry *e, int64_t now, struct fail *f)
         return e->last.why;
     *f = e->last;
     snprintf(f->detail, sizeof f->detail,
-             "breaker open after %d failed connects, tried again in %lld ms",
+             "breaker open (destination_unavailable): %d connects failed, "
+             "tried again in %lld ms",
              e->n_failed, (long long)(e->until > now ? e->until - now : 0));
     return f->why;
 }

@@ -1354,6 +1354,8 @@ config_free(struct config *conf)
     free(conf);
 }
 
+static atomic_ullong serial; /* the last one given */
+
 /*
  * config_read - the settings of a file and a command line, all of them valid.
  *
@@ -1369,7 +1371,6 @@ struct config *
 config_read(const char *file, char *const *sets, size_t n_sets, char *err,
             size_t cap)
 {
-    static atomic_uint n_read;
     struct reading r = {.err = err, .cap = cap, .name = "settings"};
     struct config *done = NULL;
 
@@ -1379,7 +1380,7 @@ config_read(const char *file, char *const *sets, size_t n_sets, char *err,
         goto out;
     }
     atomic_init(&r.conf->n_refs, 1);
-    r.conf->serial = atomic_fetch_add(&n_read, 1);
+    r.conf->serial = atomic_fetch_add(&serial, 1) + 1;
     if (file != NULL && (r.conf->file = strdup(file)) == NULL) {
         wrong(&r, "out of memory");
         goto out;

@@ -568,9 +568,7 @@ conn_linger(struct conn *c)
     return refuse(c, &f);
 }
 
-/* ---- socks
- * --------------------------------------------------------------------------------
- */
+/* ---- socks --------------------------------------------------------------- */
 
 /* A request that is not granted leaves no exchange behind to be logged. */
 static void

@@ -271,8 +271,7 @@ no_proxy_add(struct match *m, const char *text, char *err, size_t cap)
     return true;
 }
 
-/* ---- the environment
- * --------------------------------------------------------- */
+/* ---- the environment ----------------------------------------------------- */
 
 static const char *
 env_get(const char *lower)
@@ -337,8 +336,7 @@ ways_env(struct env_ways *env, char *err, size_t cap)
     return true;
 }
 
-/* ---- lists of ways
- * ------------------------------------------------------------ */
+/* ---- lists of ways ------------------------------------------------------- */
 
 /* Puts p, whose reference it takes over, on the list; false: out of memory. */
 bool
@@ -364,8 +362,7 @@ ways_clear(struct ways *ways)
     *ways = (struct ways){NULL, 0};
 }
 
-/* ---- choosing
- * -------------------------------------------------------------------- */
+/* ---- choosing ------------------------------------------------------------ */
 
 /* What an item of a list means for this target; NULL: the direct way. */
 static struct parent *
@@ -477,8 +474,7 @@ parent_judge(struct parent *p, const struct fail *f, uint64_t conn)
         parent_failed(p, f, conn);
 }
 
-/* ---- through an HTTP proxy
- * ---------------------------------------------------------- */
+/* ---- through an HTTP proxy ----------------------------------------------- */
 
 /* The chain of proxies so far, and us: a loop of proxies sees itself in it. */
 static bool
@@ -590,8 +586,7 @@ parent_credentials(const struct client *c, const struct parent *p)
     return (struct span){NULL, 0};
 }
 
-/* ---- opening
- * ------------------------------------------------------------------------ */
+/* ---- opening ------------------------------------------------------------- */
 
 /* Is it a plain request that the proxy itself takes, in absolute-form? */
 bool

@@ -169,8 +169,8 @@ enum level { LEVEL_ERR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
  * time keep the unit of their key in the name. */
 struct config {
     atomic_int n_refs;
-    unsigned serial; /* no two of a process have the same */
     char *file;      /* where it came from; NULL: defaults alone */
+    uint64_t serial; /* another for each that was read */
 
     /* [proxy] */
     struct listener_conf *listen;
@@ -564,9 +564,9 @@ struct upstream { /* a way to an origin; belongs to whoever took it */
     struct origin origin;
     struct parent *parent; /* that it leads through; NULL: none */
     bool absolute;         /* the parent itself takes the requests */
+    uint64_t serial;       /* of the settings it was opened under */
     struct hop hop;
-    unsigned serial; /* of the settings by which it was reached */
-    struct end end;  /* fd -1: a stream of a shared session */
+    struct end end; /* fd -1: a stream of a shared session */
     struct h1 h1;
     struct stream *stream;   /* set: http is its */
     struct session *session; /* whose stream it is (session.c) */
@@ -1052,8 +1052,7 @@ enum why access_denied(const struct client *, const char *target, uint16_t port,
 enum why access_request(const struct client *, const struct head *,
                         bool ourselves, struct fail *);
 
-/* ---- socks.c: SOCKS 4, 4a and 5
- * ---------------------------------------------- */
+/* ---- socks.c: SOCKS 4, 4a and 5 ------------------------------------------ */
 
 enum why socks_parse(const struct socks *, const char *raw, size_t len,
                      size_t *used, struct socks_said *, struct socks *next);
@@ -1069,8 +1068,7 @@ size_t socks_put_datagram(char out[22], const struct sockaddr *from);
 enum why socks_ask(struct end *, const struct origin *, const struct parent *,
                    bool *spoke, struct fail *); /* as a client */
 
-/* ---- udp.c: the UDP associations of SOCKS 5
- * ---------------------------------- */
+/* ---- udp.c: the UDP associations of SOCKS 5 ------------------------------ */
 
 struct udp_result { /* bytes */
     uint64_t up, down;

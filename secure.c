@@ -41,9 +41,15 @@ struct memory { /* of one origin */
     struct memory *newer, *older; /* by last use */
 };
 
+struct trust { /* in whom we trust; the system's roots come when first needed */
+    gnutls_certificate_credentials_t store;
+    bool has_roots; /* needs the lock of struct secure */
+};
+
 struct secure {
-    gnutls_certificate_credentials_t trust;
-    gnutls_certificate_credentials_t parents; /* trust for https:// parents */
+    struct trust trust;   /* for origins */
+    struct trust parents; /* for https:// parents, if that is another */
+    bool parents_apart;
     gnutls_priority_t priority;
     pthread_mutex_t lock;
     /* needs lock */
@@ -374,6 +380,24 @@ chosen_alpn(gnutls_session_t session)
 }
 
 /* A client session, ready for its handshake; NULL: noted. */
+/* The store of a trust, with the system's roots in it.  Nobody uses it before
+ * they are: a session takes it only from here. */
+static gnutls_certificate_credentials_t
+trust_store(struct secure *s, struct trust *t)
+{
+    int rc = 0;
+
+    pthread_mutex_lock(&s->lock);
+    if (!t->has_roots)
+        rc = gnutls_certificate_set_x509_system_trust(t->store);
+    t->has_roots = true;
+    pthread_mutex_unlock(&s->lock);
+    if (rc < 0)
+        log_say(LEVEL_WARN, 0, "trust", "the system's roots: %s",
+                gnutls_strerror(rc));
+    return t->store;
+}
+
 static gnutls_session_t
 session_new(struct secure *s, gnutls_certificate_credentials_t trust,
             const char *name, unsigned alpn, struct fail *f)
@@ -421,7 +445,8 @@ secure_connect(struct secure *s, const struct client *c, struct upstream *up,
 
     assert(o->tls && up->http == NULL); /* TLS to a parent may be below */
     up->insecure = match_host(c->conf->insecure, name, o->port);
-    if ((session = session_new(s, s->trust, name, alpn, f)) == NULL)
+    if ((session = session_new(s, trust_store(s, &s->trust), name, alpn, f)) ==
+        NULL)
         return f->why;
     use_ticket(s, session, up);
     why = end_handshake(&up->end, session,
@@ -449,8 +474,9 @@ enum why
 secure_parent(struct secure *s, const struct client *c, struct end *end,
               const struct parent *p, struct fail *f)
 {
-    gnutls_session_t session =
-        session_new(s, s->parents, p->host, ALPN_HTTP1, f);
+    gnutls_session_t session = session_new(
+        s, trust_store(s, s->parents_apart ? &s->parents : &s->trust), p->host,
+        ALPN_HTTP1, f);
     enum why why;
 
     if (session == NULL)
@@ -465,24 +491,20 @@ secure_parent(struct secure *s, const struct client *c, struct end *end,
 
 /* ---- start and end ------------------------------------------------------- */
 
-/* The system's roots, and those of a file if there is one.  False: err. */
+/* The CAs of a file if there is one.  False: err. */
 static bool
-trust_load(gnutls_certificate_credentials_t *trust, const char *key,
-           const char *file, char *err, size_t cap)
+trust_begin(struct trust *t, const char *key, const char *file, char *err,
+            size_t cap)
 {
-    int rc = gnutls_certificate_allocate_credentials(trust);
+    int rc = gnutls_certificate_allocate_credentials(&t->store);
 
     if (rc < 0) {
         snprintf(err, cap, "TLS: %s", gnutls_strerror(rc));
         return false;
     }
-    rc = gnutls_certificate_set_x509_system_trust(*trust);
-    if (rc < 0)
-        log_say(LEVEL_WARN, 0, "trust", "the system's roots: %s",
-                gnutls_strerror(rc));
     if (file == NULL)
         return true;
-    rc = gnutls_certificate_set_x509_trust_file(*trust, file,
+    rc = gnutls_certificate_set_x509_trust_file(t->store, file,
                                                 GNUTLS_X509_FMT_PEM);
     if (rc > 0)
         return true;
@@ -492,25 +514,23 @@ trust_load(gnutls_certificate_credentials_t *trust, const char *key,
 }
 
 /* Parents need a trust of their own only if they have a CA of their own, or
- * origins have: the roots are some 10 ms and a MiB. */
+ * origins have. */
 static bool
-trusts_load(struct secure *s, const struct config *conf, char *err, size_t cap)
+trusts_begin(struct secure *s, const struct config *conf, char *err, size_t cap)
 {
-    if (!trust_load(&s->trust, "upstream_ca", conf->upstream_ca, err, cap))
+    if (!trust_begin(&s->trust, "upstream_ca", conf->upstream_ca, err, cap))
         return false;
-    if (conf->parent_ca == NULL && conf->upstream_ca == NULL) {
-        s->parents = s->trust;
-        return true;
-    }
-    return trust_load(&s->parents, "parent_ca", conf->parent_ca, err, cap);
+    s->parents_apart = conf->parent_ca != NULL || conf->upstream_ca != NULL;
+    return !s->parents_apart ||
+           trust_begin(&s->parents, "parent_ca", conf->parent_ca, err, cap);
 }
 
 /*
- * secure_new - load the trust store.
+ * secure_new - begin the trust store.
  *
  * err  says what is wrong when NULL is returned
  *
- * Takes some 10 ms: the system's roots are parsed.
+ * The system's roots, some 10 ms and 4 MiB, come with the first TLS.
  */
 struct secure *
 secure_new(const struct config *conf, char *err, size_t cap)
@@ -527,7 +547,7 @@ secure_new(const struct config *conf, char *err, size_t cap)
         &s->priority, "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2", NULL);
     if (rc < 0)
         snprintf(err, cap, "TLS: %s", gnutls_strerror(rc));
-    if (rc < 0 || !trusts_load(s, conf, err, cap)) {
+    if (rc < 0 || !trusts_begin(s, conf, err, cap)) {
         secure_free(s);
         return NULL;
     }
@@ -543,10 +563,10 @@ secure_free(struct secure *s)
         memory_forget(s, s->oldest);
     if (s->priority != NULL)
         gnutls_priority_deinit(s->priority);
-    if (s->parents != NULL && s->parents != s->trust)
-        gnutls_certificate_free_credentials(s->parents);
-    if (s->trust != NULL)
-        gnutls_certificate_free_credentials(s->trust);
+    if (s->parents.store != NULL)
+        gnutls_certificate_free_credentials(s->parents.store);
+    if (s->trust.store != NULL)
+        gnutls_certificate_free_credentials(s->trust.store);
     pthread_mutex_destroy(&s->lock);
     free(s);
 }

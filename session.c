@@ -247,8 +247,8 @@ session_start(struct sessions *ss, const struct client *c, struct upstream *up,
  * session_take - a stream of a session with the origin, if there is one with
  * room.
  *
- * up  a way that is nothing yet but its serial, which must be the session's;
- *     filled in
+ * c   whose settings must be those that the session was opened under
+ * up  a way that is nothing yet; filled in
  */
 bool
 session_take(struct sessions *ss, const struct origin *o,
@@ -258,9 +258,9 @@ session_take(struct sessions *ss, const struct origin *o,
 
     pthread_mutex_lock(&ss->lock);
     for (struct session *s = ss->first; s != NULL && !taken; s = s->next)
-        taken = !s->over && s->way.serial == up->serial &&
-                origin_same(&s->way.origin, o) &&
-                parent_same(s->way.parent, parent) && session_lend(s, up);
+        taken = !s->over && origin_same(&s->way.origin, o) &&
+                parent_same(s->way.parent, parent) &&
+                s->way.serial == c->conf->serial && session_lend(s, up);
     pthread_mutex_unlock(&ss->lock);
     return taken;
 }

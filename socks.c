@@ -290,8 +290,7 @@ socks_put_datagram(char out[22], const struct sockaddr *from)
     return 4 + n + 2;
 }
 
-/* ---- answers
- * ------------------------------------------------------------------ */
+/* ---- answers ------------------------------------------------------------- */
 
 static enum why
 send_bytes(struct end *end, const void *at, size_t len, struct fail *f)
@@ -466,8 +465,7 @@ socks_listen(struct socks *s, struct end *end, const struct client *c,
     }
 }
 
-/* ---- as a client of a parent
- * ---------------------------------------------------- */
+/* ---- as a client of a parent --------------------------------------------- */
 
 static enum why
 bad_answer(struct fail *f, const char *op)

@@ -49,8 +49,7 @@ struct relay {
     struct udp_result *r;
 };
 
-/* ---- addresses
- * --------------------------------------------------------------- */
+/* ---- addresses ----------------------------------------------------------- */
 
 static uint16_t *
 port_of(struct sockaddr_storage *sa)
@@ -110,8 +109,7 @@ outer_for(struct relay *y, int family)
     return *fd;
 }
 
-/* ---- upwards
- * ----------------------------------------------------------------- */
+/* ---- upwards ------------------------------------------------------------- */
 
 /* One log line an association, however many datagrams are denied. */
 static bool
@@ -216,8 +214,7 @@ carry_up(struct relay *y)
     return true;
 }
 
-/* ---- downwards
- * ------------------------------------------------------------------ */
+/* ---- downwards ----------------------------------------------------------- */
 
 /* One datagram for the client.  False: there is none any more. */
 static bool
@@ -244,8 +241,7 @@ carry_down(struct relay *y, int fd)
     return true;
 }
 
-/* ---- an association
- * ---------------------------------------------------------------- */
+/* ---- an association ------------------------------------------------------ */
 
 /* Something came on the TCP connection.  What it says does not matter; that it
  * has ended does. */

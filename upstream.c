@@ -119,7 +119,7 @@ cache_surplus(struct upstreams *us, const struct upstream *like, int max)
  * something else by now. */
 static struct upstream *
 cache_take(struct upstreams *us, const struct origin *o,
-           const struct parent *parent, unsigned serial)
+           const struct parent *parent, uint64_t serial)
 {
     struct upstream *up;
 
@@ -347,8 +347,7 @@ take_shared(const struct client *c, const struct origin *o,
 
     if (up == NULL)
         return NULL;
-    up->serial = c->conf->serial;
-    if (session_take(c->weir->upstreams->sessions, o, parent, up) &&
+    if (session_take(c->weir->upstreams->sessions, c, o, parent, up) &&
         upstream_serves(up, upgrade))
         return up;
     if (up->stream == NULL) /* its end was never begun */
