@@ -1238,8 +1238,9 @@ void sessions_free(struct sessions *);
 void sessions_reap(struct sessions *);
 enum why session_start(struct sessions *, const struct client *,
                        struct upstream *, struct fail *);
-bool session_take(struct sessions *, const struct origin *,
-                  const struct parent *, struct upstream *);
+bool session_take(struct sessions *, const struct client *,
+                  const struct origin *, const struct parent *,
+                  struct upstream *);
 bool session_extended(const struct upstream *);
 struct dialling *sessions_turn(struct sessions *, const struct origin *,
                                const struct parent *, int64_t until);

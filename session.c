@@ -251,8 +251,9 @@ session_start(struct sessions *ss, const struct client *c, struct upstream *up,
  * up  a way that is nothing yet; filled in
  */
 bool
-session_take(struct sessions *ss, const struct origin *o,
-             const struct parent *parent, struct upstream *up)
+session_take(struct sessions *ss, const struct client *c,
+             const struct origin *o, const struct parent *parent,
+             struct upstream *up)
 {
     bool taken = false;
 
