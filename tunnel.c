@@ -30,6 +30,7 @@ enum {
     FULL_READS = 4,      /* in a row: bulk */
     SHORT_READS = 64,    /* in a row below BULK_LEAST: no bulk any more */
     BULK_LEAST = 16384,
+    LOOK_MS = 1000, /* how often a half-closed one looks whether weir stops */
 };
 
 struct pump { /* one direction */
@@ -55,6 +56,8 @@ struct tunnel {
     atomic_int n_done;     /* directions that have ended */
     atomic_int first;      /* the side that ended first, -1: none yet */
     atomic_llong moved_at; /* idle means quiet BOTH ways, hence shared */
+    /* whoever set `stop`; read after the join */
+    const struct pump *stopper; /* its failure is the one that counts */
     /* one pump each; read after the join */
     struct pump up, down;
 };
@@ -120,14 +123,15 @@ tunnel_idle(struct tunnel *t)
     return now_ms() - atomic_load(&t->moved_at) >= limit;
 }
 
-/* End both directions.  The flag says why to leave; the shutdowns wake the
- * pump that sleeps in recv(). */
+/* End both directions: cleanly when they were merely quiet.  The flag says why
+ * to leave; the shutdowns wake the pump that sleeps in recv(). */
 static void
-tunnel_stop(struct tunnel *t, const struct pump *p)
+tunnel_stop(struct tunnel *t, const struct pump *p, bool quiet)
 {
     if (atomic_exchange(&t->stop, true))
         return;
-    if (p->fail.why == WHY_IDLE && tunnel_idle(t)) {
+    t->stopper = p;
+    if (quiet) {
         side_wake(&t->client);
         side_wake(&t->server);
     } else {
@@ -276,15 +280,20 @@ pump_done(struct pump *p)
     atomic_fetch_add(&t->n_done, 1);
     pthread_cond_signal(&t->done);
     while (atomic_load(&t->n_done) < 2 && !atomic_load(&t->stop)) {
+        int64_t now = now_ms();
         int64_t until = atomic_load(&t->moved_at) + t->half_closed_ms;
 
-        if (cond_until(&t->done, &t->lock, until) || now_ms() < until)
-            continue;
-        if (tunnel_idle(t)) {
+        if (atomic_load(&t->weir->stopping)) {
+            fail_own(&p->fail, SIDE_WEIR, WHY_DRAIN, "tunnel");
+            tunnel_stop(t, p, false);
+        } else if (now >= until) {
             fail_own(&p->fail,
                      p->from_side == SIDE_CLIENT ? SIDE_ORIGIN : SIDE_CLIENT,
                      WHY_IDLE, "read from the side still open");
-            tunnel_stop(t, p);
+            tunnel_stop(t, p, true);
+        } else {
+            cond_until(&t->done, &t->lock,
+                       until < now + LOOK_MS ? until : now + LOOK_MS);
         }
     }
     pthread_mutex_unlock(&t->lock);
@@ -307,8 +316,8 @@ pump_run(void *arg)
             (int)(why == WHY_EOF ? p->from_side : p->fail.side));
     if (why == WHY_EOF && !atomic_load(&t->stop))
         why = side_finish(p->to, &p->fail);
-    if (why != WHY_NONE && why != WHY_EOF)
-        tunnel_stop(t, p);
+    if (why != WHY_NONE && why != WHY_EOF) /* IDLE by whom it reads: all is */
+        tunnel_stop(t, p, why == WHY_IDLE && p->fail.side == p->from_side);
     pump_end_bulk(p);
     pump_done(p);
 }
@@ -380,10 +389,10 @@ tunnel_run(struct worker *w, const struct weir *weir, struct tunnel_side client,
     r->up = t.up.moved;
     r->down = t.down.moved;
     r->ended_by = (enum side)atomic_load(&t.first);
-    r->fail = t.up.fail;
-    if (t.down.fail.why != WHY_NONE &&
-        (r->fail.why == WHY_NONE || r->fail.side != r->ended_by))
-        r->fail = t.down.fail;
+    if (t.stopper != NULL) {
+        r->fail = t.stopper->fail;
+        r->ended_by = r->fail.side;
+    }
 out:
     pthread_cond_destroy(&t.done);
     pthread_mutex_destroy(&t.lock);

@@ -3,6 +3,7 @@
  */
 #include <fcntl.h>
 #include <semaphore.h>
+#include <signal.h>
 
 #include "proxy.h"
 #include "t/net.h"
@@ -257,7 +258,8 @@ reset(bool by_client)
     is_int(error, ECONNRESET, "  a reset is passed on as one");
     is_int(t.r.fail.why, WHY_SYS, "  noted");
     is_int(t.r.fail.code, ECONNRESET, "  by its errno");
-    is_int(t.r.ended_by, by_client ? SIDE_CLIENT : SIDE_ORIGIN, "  and side");
+    is_int(t.r.fail.side, by_client ? SIDE_CLIENT : SIDE_ORIGIN, "  and side");
+    is_int(t.r.ended_by, t.r.fail.side, "  which has ended it");
     trip_clear(&t);
 }
 
@@ -285,47 +287,53 @@ ahead(void)
 
 /* ---- clocks -------------------------------------------------------------- */
 
+/* Longer than a busy machine takes for one byte. */
+enum { QUIET_MS = 400, BUSY_MS = 600 };
+
 /* One direction alone is busy for a time, then both are quiet. */
-static void
-idle(bool upwards)
+static void *
+idle(void *arg)
 {
+    bool upwards = arg != NULL;
     struct trip t;
     int from, to, error;
     int64_t began, last;
     bool good = true;
 
     trip_init(&t);
-    t.idle_ms = 120;
+    t.idle_ms = QUIET_MS;
     from = upwards ? t.left : t.right;
     to = upwards ? t.right : t.left;
     trip_start(&t);
     began = last = now_ms();
-    while (good && last - began < 300) {
+    while (good && last - began < BUSY_MS) {
+        last = now_ms();
         net_say(from, "x");
         good = net_hear(to, "x");
-        last = now_ms();
     }
     ok(good, "traffic %s keeps both directions", upwards ? "up" : "down");
     trip_wait(&t);
-    ok(now_ms() - last >= 119, "  quiet: it ends, not before idle_ms");
+    ok(now_ms() - last >= QUIET_MS, "  quiet: it ends, not before idle_ms");
     is_int(t.r.fail.why, WHY_IDLE, "  because of it");
     is_str(net_rest(t.left, &error), "", "  the client sees an end");
     is_int(error, 0, "  which is no reset");
     is_str(net_rest(t.right, &error), "", "  and so does the origin");
     is_int(error, 0, "  in the same way");
     trip_clear(&t);
+    return NULL;
 }
 
-static void
-half_closed(bool client_first)
+static void *
+half_closed(void *arg)
 {
+    bool client_first = arg != NULL;
     struct trip t;
     int first, second;
     int64_t began, last;
     bool good = true;
 
     trip_init(&t);
-    t.half_closed_ms = 100; /* of idle_ms there is plenty */
+    t.half_closed_ms = QUIET_MS; /* of idle_ms there is plenty */
     first = client_first ? t.left : t.right;
     second = client_first ? t.right : t.left;
     trip_start(&t);
@@ -334,17 +342,31 @@ half_closed(bool client_first)
     shutdown(first, SHUT_WR);
     ok(net_ended(second), "  one direction has ended");
     began = last = now_ms();
-    while (good && last - began < 250) {
+    while (good && last - began < BUSY_MS) {
+        last = now_ms();
         net_say(second, "y");
         good = net_hear(first, "y");
-        last = now_ms();
     }
     ok(good, "  the other may go on while it moves");
     trip_wait(&t);
-    ok(now_ms() - last >= 99, "  but not be quiet for half_closed_ms");
+    ok(now_ms() - last >= QUIET_MS, "  but not be quiet for half_closed_ms");
     ok(now_ms() - last < LIMIT_MS / 4, "  however large idle_ms is");
     is_int(t.r.fail.why, WHY_IDLE, "  because of it");
     trip_clear(&t);
+    return NULL;
+}
+
+/* All of them at once, because they take their time. */
+static void
+clocks(void)
+{
+    static int yes;
+    pthread_t threads[] = {net_thread(idle, &yes), net_thread(idle, NULL),
+                           net_thread(half_closed, &yes),
+                           net_thread(half_closed, NULL)};
+
+    for (size_t i = 0; i < sizeof threads / sizeof threads[0]; i++)
+        pthread_join(threads[i], NULL);
 }
 
 /* A peer that reads nothing: the tunnel is full, and nothing moves. */
@@ -372,16 +394,30 @@ static void
 stopping(void)
 {
     struct trip t;
+    int fd; /* of t.client, which is the worker's */
 
     trip_init(&t);
+    fd = t.client.fd;
     trip_start(&t);
     ok(ping_pong(&t, 1), "a tunnel while weir stops");
     atomic_store(&weir.stopping, true);
-    end_wake(&t.client);
+    shutdown(fd, SHUT_RDWR);
     trip_wait(&t);
     atomic_store(&weir.stopping, false);
     is_int(t.r.fail.why, WHY_DRAIN, "it ends, and says why");
     is_int(t.r.ended_by, SIDE_WEIR, "and who did it");
+    trip_clear(&t);
+
+    trip_init(&t);
+    fd = t.client.fd;
+    trip_start(&t);
+    shutdown(t.left, SHUT_WR);
+    ok(net_ended(t.right), "a half-closed one");
+    shutdown(fd, SHUT_RDWR); /* nobody reads there any more */
+    atomic_store(&weir.stopping, true);
+    trip_wait(&t);
+    atomic_store(&weir.stopping, false);
+    is_int(t.r.fail.why, WHY_DRAIN, "ends as well");
     trip_clear(&t);
 }
 
@@ -449,7 +485,7 @@ through_tls(void)
 
 /* ---- a stream instead of an end ------------------------------------------ */
 
-struct stream { /* stands in for one: its bytes go through a socket */
+struct fake { /* stands in for one: its bytes go through a socket */
     struct http http;
     int fd;
     char buf[1000];
@@ -458,9 +494,9 @@ struct stream { /* stands in for one: its bytes go through a socket */
 };
 
 static enum why
-stream_read(struct http *http, struct span *got, struct fail *f)
+fake_read(struct http *http, struct span *got, struct fail *f)
 {
-    struct stream *s = (struct stream *)http;
+    struct fake *s = (struct fake *)http;
     ssize_t n = recv(s->fd, s->buf, sizeof s->buf, 0);
 
     if (n == 0)
@@ -472,17 +508,17 @@ stream_read(struct http *http, struct span *got, struct fail *f)
 }
 
 static enum why
-stream_write(struct http *http, struct span s, struct fail *f)
+fake_write(struct http *http, struct span s, struct fail *f)
 {
     (void)f;
-    net_put(((struct stream *)http)->fd, s.at, s.len);
+    net_put(((struct fake *)http)->fd, s.at, s.len);
     return WHY_NONE;
 }
 
 static enum why
-stream_end(struct http *http, const struct head *trailers, struct fail *f)
+fake_end(struct http *http, const struct head *trailers, struct fail *f)
 {
-    struct stream *s = (struct stream *)http;
+    struct fake *s = (struct fake *)http;
 
     (void)f;
     s->n_ended += trailers == NULL;
@@ -491,17 +527,17 @@ stream_end(struct http *http, const struct head *trailers, struct fail *f)
 }
 
 static enum why
-stream_flush(struct http *http, struct fail *f)
+fake_flush(struct http *http, struct fail *f)
 {
     (void)f;
-    ((struct stream *)http)->n_flushed++;
+    ((struct fake *)http)->n_flushed++;
     return WHY_NONE;
 }
 
 static void
-stream_abort(struct http *http, enum why why)
+fake_abort(struct http *http, enum why why)
 {
-    struct stream *s = (struct stream *)http;
+    struct fake *s = (struct fake *)http;
 
     atomic_store(&s->aborted, (int)why);
     shutdown(s->fd, SHUT_RDWR);
@@ -510,12 +546,12 @@ stream_abort(struct http *http, enum why why)
 static void
 through_stream(void)
 {
-    static const struct http_ops ops = {.read_body = stream_read,
-                                        .write_body = stream_write,
-                                        .write_end = stream_end,
-                                        .flush = stream_flush,
-                                        .abort = stream_abort};
-    struct stream s = {.http = {.ops = &ops}};
+    static const struct http_ops ops = {.read_body = fake_read,
+                                        .write_body = fake_write,
+                                        .write_end = fake_end,
+                                        .flush = fake_flush,
+                                        .abort = fake_abort};
+    struct fake s = {.http = {.ops = &ops}};
     struct trip t;
 
     trip_init(&t);
@@ -535,7 +571,7 @@ through_stream(void)
     trip_clear(&t);
 
     trip_init(&t);
-    s = (struct stream){.http = {.ops = &ops}, .fd = t.server.fd};
+    s = (struct fake){.http = {.ops = &ops}, .fd = t.server.fd};
     t.http = &s.http;
     trip_start(&t);
     ok(ping_pong(&t, 1), "a stream whose client resets");
@@ -551,9 +587,11 @@ int
 main(void)
 {
     static const char *const names[] = {"tunnel.test", NULL};
-    struct pool_conf conf = {"t", 1, 4, 256 * 1024, serve};
+    struct pool_conf conf = {"t", 4, 4, 256 * 1024, serve};
     struct cert cert;
 
+    signal(SIGPIPE,
+           SIG_IGN); /* as proxy.c does: splice(2) has no MSG_NOSIGNAL */
     cert_make(&cert, &(struct cert_conf){.names = names});
     shown = cert_shown(&cert);
     NEED(gnutls_certificate_allocate_credentials(&blind) == 0);
@@ -564,10 +602,7 @@ main(void)
     reset(true);
     reset(false);
     ahead();
-    idle(true);
-    idle(false);
-    half_closed(true);
-    half_closed(false);
+    clocks();
     stuck();
     stopping();
     through_tls();
