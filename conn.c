@@ -590,6 +590,8 @@ conn_dial(struct conn *c)
     h1_init(&c->h1, &c->end, SIDE_CLIENT, c->client.conf);
     c->target_known = true;
     c->client.inside = c->client.own_name ? NULL : &c->target;
+    if (c->client.own_name) /* in here it may speak TLS once more */
+        c->client.tls = false;
     c->opaque = !wanted && !c->client.own_name;
     return ST_DETECT;
 }

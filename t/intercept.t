@@ -460,6 +460,12 @@ for my $case (
     $r = curl(undef, @curl, 'https://good.test/inner');
     like $r->{out}, qr{^GET /inner}, 'curl, https:// proxy: TLS in TLS'
         or diag $r->{err};
+    $r = curl(undef, @curl, 'https://weir.invalid/ca.pem');
+    is $r->{out}, slurp($w->ca), 'curl, https:// proxy: its own pages, in TLS'
+        or diag $r->{err};
+    $r = curl(undef, @curl, '-p', 'http://weir.invalid/ca.pem');
+    is $r->{out}, slurp($w->ca), 'curl, https:// proxy: its own pages, plain'
+        or diag $r->{err};
     $r = curl(undef, '-x', 'https://127.0.0.1:' . $w->port, '--proxy-cacert',
         $w->ca, 'http://' . $plain->addr . '/');
     is $r->{out}, 'plain', 'curl, https:// proxy by address' or diag $r->{err};
