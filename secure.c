@@ -42,8 +42,10 @@ struct memory { /* of one origin */
 };
 
 struct secure {
-    gnutls_certificate_credentials_t trust;
+    gnutls_certificate_credentials_t trust; /* whole once has_roots is set */
     gnutls_priority_t priority;
+    pthread_mutex_t roots_lock;
+    bool has_roots; /* needs roots_lock */
     pthread_mutex_t lock;
     /* needs lock */
     struct memory *buckets[MEMORY_BUCKETS], *newest, *oldest;
@@ -372,6 +374,23 @@ chosen_alpn(gnutls_session_t session)
     return ALPN_OTHER;
 }
 
+/* The system's roots cost 4 MiB and 10 ms: nobody pays before the first TLS.
+ * No session knows the store before it is whole, as none may see it change. */
+static void
+roots_load(struct secure *s)
+{
+    int rc = 0;
+
+    pthread_mutex_lock(&s->roots_lock);
+    if (!s->has_roots)
+        rc = gnutls_certificate_set_x509_system_trust(s->trust);
+    s->has_roots = true;
+    pthread_mutex_unlock(&s->roots_lock);
+    if (rc < 0)
+        log_say(LEVEL_WARN, 0, "trust", "the system's roots: %s",
+                gnutls_strerror(rc));
+}
+
 /* A client session for an origin, ready for its handshake; NULL: noted. */
 static gnutls_session_t
 session_new(struct secure *s, const struct upstream *up, const char *name,
@@ -384,6 +403,7 @@ session_new(struct secure *s, const struct upstream *up, const char *name,
         fail_tls(f, SIDE_WEIR, "TLS session", rc);
         return NULL;
     }
+    roots_load(s);
     if ((rc = gnutls_priority_set(session, s->priority)) < 0 ||
         (rc = gnutls_credentials_set(session, GNUTLS_CRD_CERTIFICATE,
                                      s->trust)) < 0 ||
@@ -439,11 +459,9 @@ secure_connect(struct secure *s, const struct client *c, struct upstream *up,
 /* ---- start and end ------------------------------------------------------- */
 
 /*
- * secure_new - load the trust store.
+ * secure_new - a trust store with upstream_ca; the system's roots come later.
  *
  * err  says what is wrong when NULL is returned
- *
- * Takes some 10 ms: the system's roots are parsed.
  */
 struct secure *
 secure_new(const struct config *conf, char *err, size_t cap)
@@ -455,6 +473,7 @@ secure_new(const struct config *conf, char *err, size_t cap)
         snprintf(err, cap, "out of memory");
         return NULL;
     }
+    pthread_mutex_init(&s->roots_lock, NULL);
     pthread_mutex_init(&s->lock, NULL);
     if ((rc = gnutls_certificate_allocate_credentials(&s->trust)) < 0 ||
         (rc = gnutls_priority_init(&s->priority,
@@ -464,10 +483,6 @@ secure_new(const struct config *conf, char *err, size_t cap)
         secure_free(s);
         return NULL;
     }
-    rc = gnutls_certificate_set_x509_system_trust(s->trust);
-    if (rc < 0)
-        log_say(LEVEL_WARN, 0, "trust", "the system's roots: %s",
-                gnutls_strerror(rc));
     if (conf->upstream_ca != NULL) {
         rc = gnutls_certificate_set_x509_trust_file(s->trust, conf->upstream_ca,
                                                     GNUTLS_X509_FMT_PEM);
@@ -492,6 +507,7 @@ secure_free(struct secure *s)
         gnutls_priority_deinit(s->priority);
     if (s->trust != NULL)
         gnutls_certificate_free_credentials(s->trust);
+    pthread_mutex_destroy(&s->roots_lock);
     pthread_mutex_destroy(&s->lock);
     free(s);
 }

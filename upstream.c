@@ -405,7 +405,7 @@ upstream_known(const struct client *c, const struct origin *o,
 
 /* ---- start, every second, end -------------------------------------------- */
 
-/* Load the trust store; NULL: err says why. */
+/* No ways yet; upstream_ca is read.  NULL: err says why. */
 struct upstreams *
 upstreams_new(const struct config *conf, char *err, size_t cap)
 {
