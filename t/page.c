@@ -397,12 +397,13 @@ int
 main(void)
 {
     char set[600], err[512];
-    char *sets[] = {set};
+    char *sets[] = {set, "log.level=error"};
     struct config *conf;
 
     snprintf(set, sizeof set, "intercept.dir=%s", dir_make());
-    conf = config_read(NULL, sets, 1, err, sizeof err);
-    if (conf == NULL || (weir.mitm = mitm_new(conf, err, sizeof err)) == NULL) {
+    conf = config_read(NULL, sets, 2, err, sizeof err);
+    if (conf == NULL || !log_setup(conf, err, sizeof err) ||
+        (weir.mitm = mitm_new(conf, err, sizeof err)) == NULL) {
         diag("%s", err);
         return 2;
     }
