@@ -959,6 +959,7 @@ extern struct resolver dns_resolver; /* set before the first lookup */
 enum why dial(const struct client *, const char *host, uint16_t port, int *fd,
               char addr[ADDR_MAX], struct clock_marks *, struct fail *);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
+uint16_t address_port(const struct sockaddr_storage *);
 
 /* ---- secure.c: TLS to origins, and what is remembered of them ------------ */
 
