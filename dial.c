@@ -51,7 +51,8 @@ address_text(const struct sockaddr *sa, char out[ADDR_MAX])
     }
 }
 
-static uint16_t
+/* Of an IPv4 or IPv6 address. */
+uint16_t
 address_port(const struct sockaddr_storage *sa)
 {
     return ntohs(sa->ss_family == AF_INET6

@@ -255,8 +255,7 @@ listener_open(struct listener *l, const struct listener_conf *conf, int idle_ms,
         getsockname(l->fd, (struct sockaddr *)&at, &len) != 0)
         return false;
     address_text((struct sockaddr *)&at, l->text);
-    *port = ntohs(family == AF_INET6 ? ((struct sockaddr_in6 *)&at)->sin6_port
-                                     : ((struct sockaddr_in *)&at)->sin_port);
+    *port = address_port(&at);
     return true;
 }
 

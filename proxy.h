@@ -1147,6 +1147,7 @@ enum why dial(const struct client *, const char *host, uint16_t port,
               struct fail *);
 void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
+uint16_t address_port(const struct sockaddr_storage *);
 
 /* ---- breaker.c: origins that cannot be connected to -------------------------
  */

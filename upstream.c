@@ -466,29 +466,13 @@ upstream_take(const struct client *c, const struct origin *o,
     return up;
 }
 
-/*
- * upstream_give - hand a way back, for somebody else to use.
- *
- * up  the cache's from here on: idle, its last exchange complete and nothing
- *     unread, or still bare.  NULL: nothing happens
- */
-void
-upstream_give(const struct client *c, struct upstream *up)
+/* Into the cache, as the one used last; the surplus one is closed. */
+static void
+cache_give(const struct client *c, struct upstream *up)
 {
     struct upstreams *us = c->weir->upstreams;
-    struct upstream *surplus = NULL;
+    struct upstream *surplus;
 
-    if (up == NULL)
-        return;
-    if (up->stream != NULL || up->bound || c->conf->reuse_per_origin == 0 ||
-        c->conf->reuse_total == 0 || atomic_load(&c->weir->draining)) {
-        upstream_free(up);
-        return;
-    }
-    if (up->http != NULL)
-        secure_save_ticket(us->secure, up);
-    end_drop_buffer(&up->end);
-    up->given_at = now_ms();
     pthread_mutex_lock(&us->lock);
     surplus = cache_surplus(us, up, c->conf->reuse_per_origin);
     if (surplus == NULL && us->n >= (size_t)c->conf->reuse_total)
@@ -498,6 +482,29 @@ upstream_give(const struct client *c, struct upstream *up)
     cache_link(us, up);
     pthread_mutex_unlock(&us->lock);
     upstream_free(surplus);
+}
+
+/*
+ * upstream_give - hand a way back, for somebody else to use.
+ *
+ * up  the cache's from here on: idle, its last exchange complete and nothing
+ *     unread, or still bare.  NULL: nothing happens
+ */
+void
+upstream_give(const struct client *c, struct upstream *up)
+{
+    if (up == NULL)
+        return;
+    if (up->stream != NULL || up->bound || c->conf->reuse_per_origin == 0 ||
+        c->conf->reuse_total == 0 || atomic_load(&c->weir->draining)) {
+        upstream_free(up);
+        return;
+    }
+    if (up->http != NULL)
+        secure_save_ticket(c->weir->upstreams->secure, up);
+    end_drop_buffer(&up->end);
+    up->given_at = now_ms();
+    cache_give(c, up);
 }
 
 /* Is an idle, living way to this origin at hand?  (It may be gone again when
@@ -516,7 +523,10 @@ upstream_has(const struct client *c, const struct origin *o)
         up = take_shared(c, o, ways[0], (struct span){"", 0});
     if (up == NULL)
         return false;
-    upstream_give(c, up);
+    if (up->stream != NULL)
+        upstream_free(up);
+    else
+        cache_give(c, up); /* as old as it was: nobody has used it */
     return true;
 }
 
@@ -622,7 +632,7 @@ upstream_known(const struct client *c, const struct origin *o,
 
 /* ---- start, every second, end -------------------------------------------- */
 
-/* Load the trust store; NULL: err says why. */
+/* No ways yet; upstream_ca is read.  NULL: err says why. */
 struct upstreams *
 upstreams_new(const struct config *conf, char *err, size_t cap)
 {
