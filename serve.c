@@ -49,6 +49,7 @@ served_new(struct stream *s, const struct client *from)
     if (atomic_load(&from->weir->config) != from->conf)
         v->client.conf = v->conf = config_take(from->weir);
     v->client.stream = s->id;
+    v->client.told = NULL;
     return v;
 }
 
@@ -57,6 +58,7 @@ served_free(struct served *v)
 {
     stream_give(v->stream);
     config_give(v->conf);
+    free(v->client.told);
     free(v);
 }
 
@@ -141,12 +143,12 @@ static void
 serve_connect(struct served *v, struct exchange *x)
 {
     struct client *c = &v->client;
-    bool ourselves, own, wanted;
+    bool own, wanted;
     struct upstream *up = NULL;
     struct origin to, https;
     struct fail f = {0};
 
-    if (head_route(x->req, c, &to, &ourselves, &x->fail) != WHY_NONE) {
+    if (connect_route(c, x->req, &to, &x->fail) != WHY_NONE) {
         exchange_refuse(x);
         return;
     }
