@@ -126,10 +126,12 @@ my ($port) = $at =~ /:(\d+)/;
     my $size = 40 * 16384; # over its window, by what is given back
     my (%sum, %sent, %window);
     $window{$_} = 262_144 for @id, 0;
-    $window{0} = 65_535;
+    $window{0} = 65_535 - 10_000;
     my $chunk = 0;
     my $given = sub ($f) {
-        return if !$f || $f->{type} ne 'WINDOW_UPDATE';
+        die 'the connection has ended: ', $c->{goaway} // $c->{wire}->how,
+            "\n", $w->log if !$f;
+        return if $f->{type} ne 'WINDOW_UPDATE';
         $window{ $f->{id} } += unpack 'N', $f->{payload};
     };
     while (grep { ($sent{$_} // 0) < $size } @id) {
