@@ -494,7 +494,8 @@ fibers_poll(struct fibers *fs, struct pollfd *own, size_t n, int ms)
     pthread_mutex_unlock(&fs->lock);
     if (!polls_room(fs, n + 1 + fs->n_fds))
         return; /* the owner will be back */
-    memcpy(fs->polls, own, n * sizeof *own);
+    for (size_t i = 0; i < n; i++)
+        fs->polls[i] = own[i];
     fs->polls[total++] = (struct pollfd){.fd = fs->wake_fd, .events = POLLIN};
     if (fs->n_fds > 0)
         TAILQ_FOREACH(f, &fs->sleeping, sleeping)
