@@ -7,31 +7,41 @@ use Test::More;
 use Weir;
 use Weir::H2;
 
-my $w  = Weir->start(set => [ 'proxy.head_s=2', 'proxy.idle_s=4' ]);
+# A sanitizer's own memory grows with each thread: it names its stacks.
+use constant FLAT_KB => $ENV{WEIR_SET} ? 98304 : 24576;
+
+# AddressSanitizer keeps what is freed; not so much of it here.
+my $w = Weir->start(set => [ 'proxy.head_s=2', 'proxy.idle_s=4' ],
+    env => { ASAN_OPTIONS => join ':', $ENV{ASAN_OPTIONS} // (),
+        'quarantine_size_mb=1:malloc_context_size=0' });
 my $me = $w->addr;
 my $l  = listener();
 
 sub get { return Weir::H2::get($me, @_) }
 
 # Send pieces until weir has enough of it, 200 000 at most.
-sub flood($what, $begin, $piece, %o)
+sub pour($begin, $piece)
 {
     my $c = Weir::H2->client($w->client);
-    my $before = $w->status('VmRSS');
     $c->{mute} = 1; # an ACK within a header block would be a mistake
     $c->put(@$_) for @$begin;
     my $n = 0;
-    while ($n < ($o{max} // 200_000)) {
+    while ($n < 200_000) {
         my $batch = join '', map { $c->frame($piece->($n++)) } 1 .. 100;
         last if !eval { $c->{wire}->put($batch) };
         1 while !$c->{goaway} && !$c->{wire}->silent(0) && $c->get_frame;
         last if $c->{goaway} || $c->{wire}->how ne 'open';
     }
-    my $how = eval { $c->until(sub { $c->{goaway} }) } // $c->{wire}->how;
-    is $how, 'ENHANCE_YOUR_CALM', "$what: told to calm down";
-    cmp_ok $w->status('VmRSS') - $before, '<', 24576, '  and memory is flat'
-        or diag "after $n frames";
-    return;
+    return eval { $c->until(sub { $c->{goaway} }) } // $c->{wire}->how;
+}
+
+# Twice: what the first time needs (threads, their stacks) may stay.
+sub flood($what, $begin, $piece)
+{
+    is pour($begin, $piece), 'ENHANCE_YOUR_CALM', "$what: told to calm down";
+    my $before = $w->status('VmRSS');
+    is pour($begin, $piece), 'ENHANCE_YOUR_CALM', '  each time';
+    cmp_ok $w->status('VmRSS') - $before, '<', FLAT_KB, '  memory is flat';
 }
 
 # ---- too much of what is allowed
