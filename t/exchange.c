@@ -628,6 +628,36 @@ client_leaves(void)
     finish(&t);
 }
 
+/* The same in the middle of content that moves by splice(2). */
+static void
+client_leaves_bulk(void)
+{
+    enum { PART = 300000 };
+    static char part[PART], got[PART];
+    struct talk t;
+    size_t n = 0;
+    ssize_t more;
+
+    begin(&t);
+    ask(&t, GET);
+    accept_new(&t);
+    NEED(asked(&t) != NULL);
+    net_say(t.origin, "HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n");
+    NEED(told(&t) != NULL);
+    net_put(t.origin, part, sizeof part);
+    while (n < PART && (more = recv(t.client, got, PART - n, 0)) > 0)
+        n += (size_t)more;
+    is_int(n, PART, "a part of much content");
+    net_reset(t.client);
+    ok(net_ended(t.origin), "the client leaves: the origin is let go");
+    served(&t);
+    is_int(t.how, EXCHANGE_CUT, "nothing follows");
+    is_int(t.fail.why, WHY_OVER, "nobody waits");
+    t.client = net_connect(port); /* for finish() to close */
+    close(net_accept(listener));
+    finish(&t);
+}
+
 int
 main(void)
 {
@@ -662,6 +692,7 @@ main(void)
     surplus();
     own_answers();
     client_leaves();
+    client_leaves_bulk();
     pool_free(pool);
     upstreams_free(weir.upstreams);
     close(listener);
