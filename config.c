@@ -35,8 +35,9 @@
 #include "proxy.h"
 
 enum {
-    WRONG_MAX = 512, /* "what is wrong, what is allowed" */
-    KEY_MAX = 64,    /* a section or key that we would suggest */
+    WRONG_MAX = 512,  /* "what is wrong, what is allowed" */
+    KEY_MAX = 64,     /* a section or key that we would suggest */
+    SECTION_MAX = 48, /* inih has 50 bytes for a section, with its NUL */
     LISTEN_MAX = sizeof(((struct weir *)NULL)->ports) / sizeof(uint16_t),
     WEEK_S = 7 * 24 * 3600, /* in ms it still is an int */
 };
@@ -44,16 +45,21 @@ enum {
 /* ---- what can be set ----------------------------------------------------- */
 
 enum kind {
-    KIND_INT,     /* int: a whole number from min to max */
-    KIND_BOOL,    /* bool */
-    KIND_WORD,    /* enum or bool: the index of one of the words */
-    KIND_TOKEN,   /* char[]: RFC 9110 section 5.6.2, or empty */
-    KIND_PATH,    /* char *: NULL if empty */
-    KIND_FILE,    /* the same, and it can be read */
-    KIND_LISTEN,  /* list of struct listener_conf */
-    KIND_NAMES,   /* list of char *: names and addresses, no ports */
-    KIND_MATCH,   /* struct match * */
-    KIND_RESOLVE, /* list of struct resolve_conf; the key is any name */
+    KIND_INT,      /* int: a whole number from min to max */
+    KIND_BOOL,     /* bool */
+    KIND_WORD,     /* enum or bool: the index of one of the words */
+    KIND_TOKEN,    /* char[]: RFC 9110 section 5.6.2, or empty */
+    KIND_PATH,     /* char *: NULL if empty */
+    KIND_FILE,     /* the same, and it can be read */
+    KIND_LISTEN,   /* list of struct listener_conf */
+    KIND_USERS,    /* list of struct user_conf; secret */
+    KIND_NAMES,    /* list of char *: names and addresses, no ports */
+    KIND_MATCH,    /* struct match * */
+    KIND_RESOLVE,  /* list of struct resolve_conf; the key is any name */
+    KIND_NO_PROXY, /* struct match *, read as curl does */
+    KIND_WAYS,     /* struct ways; secret */
+    KIND_URL,      /* [parent NAME] url: struct ways of a rule; secret */
+    KIND_HOSTS,    /* [parent NAME] hosts: struct match * of a rule */
 };
 
 struct row {
@@ -100,6 +106,8 @@ static const struct row rows[] = {
          "addresses to listen on, each with its port"),
     LIST("proxy", "names", NAMES, names, "",
          "further names and addresses by which clients call weir itself"),
+    LIST("proxy", "users", USERS, users, "",
+         "name:password of those who may use weir; empty: nobody is asked"),
     VALUE("proxy", "via", TOKEN, via, "",
           "weir's name in Via fields; empty: made at start"),
     INT("proxy", workers, 256, 1, 100000,
@@ -125,8 +133,21 @@ static const struct row rows[] = {
     INT("proxy", target_bytes, 16384, 16, 1048576,
         "longest request target, in bytes; then 414"),
 
+    POINTER("access", "allow", MATCH, allow, "",
+            "client addresses that may use weir; empty: this machine's alone"),
+    POINTER("access", "deny", MATCH, deny, "",
+            "client addresses that may not, whatever allow says"),
+    POINTER("access", "target_allow", MATCH, target_allow, "",
+            "hosts that clients may reach; empty: all"),
+    POINTER("access", "target_deny", MATCH, target_deny, "",
+            "hosts that they may not, whatever target_allow says"),
+    INT("access", connections, 8192, 1, 1000000,
+        "connections from one client address at the same time"),
+
     INT("upstream", connect_s, 10, 1, WEEK_S,
         "longest time to connect to a server, in seconds; then 504"),
+    VALUE("upstream", "breaker", BOOL, breaker, "yes",
+          "do not try a server all the time that failed 5 times in a row"),
     INT("upstream", response_s, 30, 1, WEEK_S,
         "longest wait for an answer's first byte, in seconds; then 504"),
     INT("upstream", dns_s, 10, 1, WEEK_S,
@@ -141,6 +162,14 @@ static const struct row rows[] = {
             "PEM file with CAs to trust on top of the system's"),
     POINTER("upstream", "insecure", MATCH, insecure, "",
             "hosts whose certificates are not verified"),
+    VALUE("upstream", "parent", WAYS, ways, "",
+          "proxies to go out through, in the order to be tried"),
+    POINTER("upstream", "no_proxy", NO_PROXY, no_proxy, "",
+            "hosts that are reached without a parent"),
+    POINTER("upstream", "parent_ca", FILE, parent_ca, "",
+            "PEM file with CAs to trust for https:// parents"),
+    VALUE("upstream", "forward_proxy_auth", BOOL, forward_proxy_auth, "no",
+          "show a parent without a password the client's own"),
     POINTER("upstream", "h2c", MATCH, h2c, "",
             "servers without TLS that are spoken to in HTTP/2"),
 
@@ -166,6 +195,8 @@ static const struct row rows[] = {
 
     INT("tunnel", stream_idle_s, 600, 1, WEEK_S,
         "longest quiet in a WebSocket or event stream, in seconds"),
+    INT("tunnel", udp_associations, 64, 0, 100000,
+        "SOCKS 5 clients that may send UDP at the same time"),
     INT("tunnel", half_closed_s, 30, 1, WEEK_S,
         "longest quiet once one side has finished, in seconds"),
 
@@ -185,6 +216,11 @@ static const struct row rows[] = {
         "certificates kept in memory"),
     INT("intercept", sniff_ms, 300, 0, 60000,
         "silence after CONNECT that makes a plain tunnel, in ms"),
+
+    LIST("parent NAME", "url", URL, rules, NULL,
+         "proxies for some hosts, in the order to be tried"),
+    LIST("parent NAME", "hosts", HOSTS, rules, NULL,
+         "the hosts; the first section that names one decides"),
 
     LIST("resolve", "NAME", RESOLVE, resolve, NULL,
          "address, with port if it differs, to use for this name"),
@@ -211,7 +247,7 @@ config_key(size_t i)
 struct given { /* one `key = value`, wherever it stands */
     struct config *conf;
     const struct row *row;
-    const char *name, *value;
+    const char *section, *name, *value;
     bool by_set; /* on the command line, where a later one wins */
     char wrong[WRONG_MAX];
 };
@@ -594,6 +630,49 @@ names_add(struct given *g, const char *item)
     return *to != NULL || bad(g, "out of memory");
 }
 
+/* No message repeats the item: it has a password. */
+static bool
+users_add(struct given *g, const char *item)
+{
+    const char *colon = strchr(item, ':');
+    struct user_conf *to;
+
+    if (colon == NULL || colon == item || colon[1] == '\0')
+        return bad(g,
+                   "an item is no user, allowed: name:password, at most "
+                   "%d bytes together, no comma and no blank",
+                   HOST_MAX);
+    for (size_t i = 0; i < g->conf->n_users; i++)
+        if (strncmp(g->conf->users[i].name, item, (size_t)(colon - item)) ==
+                0 &&
+            g->conf->users[i].name[colon - item] == '\0')
+            return bad(g, "user %.*s is there twice, allowed: once",
+                       (int)(colon - item), item);
+    if ((to = list_add(g)) == NULL)
+        return false;
+    memcpy(to->name, item, (size_t)(colon - item));
+    strcpy(to->password, colon + 1);
+    return true;
+}
+
+static bool
+users_set(struct given *g)
+{
+    if (list_each(g, users_add))
+        return true;
+    if (strstr(g->wrong, "too long") != NULL)
+        bad(g, "an item is too long, allowed: %d bytes", HOST_MAX);
+    return false;
+}
+
+static void
+users_clear(struct config *conf, const struct row *row)
+{
+    if (conf->users != NULL)
+        explicit_bzero(conf->users, conf->n_users * sizeof *conf->users);
+    list_clear(conf, row);
+}
+
 static bool
 names_set(struct given *g)
 {
@@ -672,6 +751,157 @@ resolve_set(struct given *g)
     return true;
 }
 
+/* A parent that is there already is the same: what is learned of it in one
+ * place counts in all.  Takes over p's reference; the result is a new one. */
+static struct parent *
+parent_shared(const struct config *conf, struct parent *p)
+{
+    struct parent *same = NULL;
+
+    for (size_t r = 0; r <= conf->n_rules && same == NULL; r++) {
+        const struct ways *w = r == 0 ? &conf->ways : &conf->rules[r - 1].ways;
+
+        for (size_t i = 0; i < w->n && same == NULL; i++)
+            if (parent_same(w->at[i], p))
+                same = parent_take(w->at[i]);
+    }
+    if (same == NULL)
+        return p;
+    parent_give(p);
+    return same;
+}
+
+/* What http_proxy and its kin say is read once, when it is asked for. */
+static bool
+env_read(struct given *g)
+{
+    return g->conf->env.no_proxy != NULL ||
+           ways_env(&g->conf->env, g->wrong, sizeof(g->wrong));
+}
+
+/* Items of a list of parents.  No message repeats one: it may hold a password.
+ */
+static bool
+ways_read(struct given *g, struct ways *ways)
+{
+    static const char between[] = ", \t";
+    char item[4 * HOST_MAX];
+    int n = 0;
+
+    for (const char *at = g->value + strspn(g->value, between); *at != '\0';
+         at += strspn(at, between)) {
+        size_t len = strcspn(at, between);
+        struct parent *p = NULL;
+
+        n++;
+        if (len < sizeof(item)) {
+            memcpy(item, at, len);
+            item[len] = '\0';
+            p = parent_parse(item);
+            explicit_bzero(item, sizeof(item));
+        }
+        if (p == NULL)
+            return bad(g, "item %d is no parent, " PARENT_ALLOWED, n);
+        if (p->kind == PARENT_ENV && !env_read(g)) {
+            parent_give(p);
+            return false;
+        }
+        if (ways->n == WAYS_MAX) {
+            parent_give(p);
+            return bad(g, "too many parents, allowed: %d", WAYS_MAX);
+        }
+        if (!ways_add(ways, parent_shared(g->conf, p)))
+            return bad(g, "out of memory");
+        at += len;
+    }
+    return true;
+}
+
+static bool
+ways_set(struct given *g)
+{
+    return ways_read(g, row_field(g->conf, g->row));
+}
+
+static void
+ways_reset(struct config *conf, const struct row *row)
+{
+    ways_clear(row_field(conf, row));
+    parent_give(conf->env.http);
+    parent_give(conf->env.https);
+    match_free(conf->env.no_proxy);
+    conf->env = (struct env_ways){NULL, NULL, NULL};
+}
+
+static bool
+no_proxy_set(struct given *g)
+{
+    struct match **m = row_field(g->conf, g->row);
+
+    if (*m == NULL)
+        *m = match_parse(NULL, g->wrong, sizeof(g->wrong));
+    return *m != NULL && no_proxy_add(*m, g->value, g->wrong, sizeof(g->wrong));
+}
+
+/* The rule that a section [parent NAME] is about, made if it is new. */
+static struct parent_rule *
+rule_find(struct given *g)
+{
+    const char *name = g->section + strlen("parent ");
+    struct parent_rule *rule;
+
+    name += strspn(name, " \t");
+    for (size_t i = 0; i < g->conf->n_rules; i++)
+        if (strcmp(g->conf->rules[i].name, name) == 0)
+            return &g->conf->rules[i];
+    if (strlen(name) >= sizeof(rule->name)) {
+        bad(g, "the section's name is too long, allowed: %d bytes", HOST_MAX);
+        return NULL;
+    }
+    if ((rule = list_add(g)) != NULL)
+        strcpy(rule->name, name);
+    return rule;
+}
+
+static bool
+url_set(struct given *g)
+{
+    struct parent_rule *rule = rule_find(g);
+
+    if (rule == NULL)
+        return false;
+    if (g->by_set)
+        ways_clear(&rule->ways);
+    return ways_read(g, &rule->ways);
+}
+
+static bool
+hosts_set(struct given *g)
+{
+    struct parent_rule *rule = rule_find(g);
+
+    if (rule == NULL)
+        return false;
+    if (g->by_set) {
+        match_free(rule->hosts);
+        rule->hosts = NULL;
+    }
+    if (rule->hosts == NULL)
+        rule->hosts = match_parse(NULL, g->wrong, sizeof(g->wrong));
+    return rule->hosts != NULL &&
+           match_add(rule->hosts, g->value, g->wrong, sizeof(g->wrong));
+}
+
+static void
+rules_clear(struct config *conf, const struct row *row)
+{
+    for (size_t i = 0; i < conf->n_rules; i++) {
+        ways_clear(&conf->rules[i].ways);
+        match_free(conf->rules[i].hosts);
+    }
+    list_clear(conf, row);
+}
+
 static const struct {
     bool list; /* may be given again, which adds to it */
     bool (*set)(struct given *);
@@ -684,10 +914,35 @@ static const struct {
     [KIND_PATH] = {false, path_set, path_clear},
     [KIND_FILE] = {false, file_set, path_clear},
     [KIND_LISTEN] = {true, listen_set, list_clear},
+    [KIND_USERS] = {true, users_set, users_clear},
     [KIND_NAMES] = {true, names_set, names_clear},
     [KIND_MATCH] = {true, match_set, match_clear},
     [KIND_RESOLVE] = {true, resolve_set, list_clear},
+    [KIND_NO_PROXY] = {true, no_proxy_set, match_clear},
+    [KIND_WAYS] = {true, ways_set, ways_reset},
+    [KIND_URL] = {true, url_set, rules_clear},
+    [KIND_HOSTS] = {true, hosts_set, rules_clear},
 };
+
+/* Is it a section of many, each with a name of its own? */
+static bool
+row_is_rule(const struct row *row)
+{
+    return row->kind == KIND_URL || row->kind == KIND_HOSTS;
+}
+
+/* Does the row belong to this section? */
+static bool
+row_in(const struct row *row, const char *section)
+{
+    static const char lead[] = "parent ";
+
+    if (!row_is_rule(row))
+        return strcmp(row->key.section, section) == 0;
+    return strncmp(section, lead, sizeof(lead) - 1) == 0 &&
+           section[sizeof(lead) - 1 +
+                   strspn(section + sizeof(lead) - 1, " \t")] != '\0';
+}
 
 static void
 row_clear(struct config *conf, const struct row *row)
@@ -836,6 +1091,16 @@ key_unknown(struct reading *r, const char *section, const char *name)
                  known);
 }
 
+/* The section as it stands in the table. */
+static const char *
+row_section(const char *section)
+{
+    for (size_t i = 0; i < N_ROWS; i++)
+        if (row_in(&rows[i], section))
+            return rows[i].key.section;
+    return section;
+}
+
 /* The row of a key; NULL: there is none, said so. */
 static const struct row *
 row_find(struct reading *r, const char *section, const char *name)
@@ -843,14 +1108,14 @@ row_find(struct reading *r, const char *section, const char *name)
     bool known = false;
 
     for (size_t i = 0; i < N_ROWS; i++) {
-        if (strcmp(rows[i].key.section, section) != 0)
+        if (!row_in(&rows[i], section))
             continue;
         known = true;
         if (rows[i].kind == KIND_RESOLVE || strcmp(rows[i].key.name, name) == 0)
             return &rows[i];
     }
     if (known)
-        key_unknown(r, section, name);
+        key_unknown(r, row_section(section), name);
     else
         section_unknown(r, section, name);
     return NULL;
@@ -863,7 +1128,7 @@ give(struct reading *r, const char *section, const char *name,
      const char *value)
 {
     const struct row *row = row_find(r, section, name);
-    struct given g = {r->conf, row, name, value, r->line == 0, ""};
+    struct given g = {r->conf, row, section, name, value, r->line == 0, ""};
     size_t i;
 
     if (row == NULL)
@@ -872,7 +1137,7 @@ give(struct reading *r, const char *section, const char *name,
     if (!g.by_set && r->seen[i] != 0 && !kinds[row->kind].list)
         return wrong(r, "[%s] %s: given twice, first in line %d, allowed: once",
                      section, name, r->seen[i]);
-    if (g.by_set && row->kind != KIND_RESOLVE &&
+    if (g.by_set && row->kind != KIND_RESOLVE && !row_is_rule(row) &&
         !(r->seen_set[i] && kinds[row->kind].list))
         row_clear(r->conf, row);
     if (!kinds[row->kind].set(&g))
@@ -914,6 +1179,9 @@ section_alone(struct reading *r, const char *line)
 
     if (end == NULL)
         return true;
+    if (end - line - 1 > SECTION_MAX) /* inih cuts it in silence */
+        return wrong(r, "section name too long, allowed: %d bytes",
+                     SECTION_MAX);
     end += 1 + strspn(end + 1, " \t\r");
     if (*end == '\0' || *end == ';' || *end == '#')
         return true;
@@ -994,6 +1262,17 @@ trimmed(char *text)
     return text;
 }
 
+/* May the value be in a message? */
+static bool
+key_is_secret(const char *section, const char *name)
+{
+    for (size_t i = 0; i < N_ROWS; i++)
+        if (row_in(&rows[i], section) && strcmp(rows[i].key.name, name) == 0)
+            return rows[i].kind == KIND_USERS || rows[i].kind == KIND_WAYS ||
+                   rows[i].kind == KIND_URL;
+    return false;
+}
+
 /* "section.key=value" */
 static bool
 set_read(struct reading *r, const char *set)
@@ -1013,6 +1292,8 @@ set_read(struct reading *r, const char *set)
     key = strchr(text, '.');
     if (key != NULL)
         *key++ = '\0';
+    if (key != NULL && key_is_secret(trimmed(text), trimmed(key)))
+        name[strcspn(name, "=")] = '\0';
     if (key == NULL || value == NULL)
         wrong(r, "not understood, allowed: section.key=value");
     else
@@ -1029,13 +1310,35 @@ presets_set(struct reading *r)
     r->name = "defaults";
     for (size_t i = 0; i < N_ROWS; i++) {
         const struct config_key *key = &rows[i].key;
-        struct given g = {r->conf, &rows[i], key->name, key->preset, false, ""};
+        struct given g = {
+            r->conf, &rows[i], key->section, key->name, key->preset, false, ""};
 
         if (r->seen[i] != 0 || r->seen_set[i] || key->preset == NULL)
             continue;
         /* A user without a home may never need the path; who does says so. */
         if (!kinds[rows[i].kind].set(&g) && rows[i].kind != KIND_PATH)
             return wrong(r, "[%s] %s: %s", key->section, key->name, g.wrong);
+    }
+    return true;
+}
+
+/* A rule with half of what it needs would be silent: say so. */
+static bool
+rules_check(struct reading *r)
+{
+    if (r->conf->file != NULL)
+        r->name = r->conf->file;
+    for (size_t i = 0; i < r->conf->n_rules; i++) {
+        const struct parent_rule *rule = &r->conf->rules[i];
+        const char *lacks = rule->ways.n == 0          ? "url"
+                            : match_empty(rule->hosts) ? "hosts"
+                                                       : NULL;
+
+        if (lacks != NULL)
+            return wrong(r,
+                         "[parent %.80s] %s: missing, allowed: both url and "
+                         "hosts",
+                         rule->name, lacks);
     }
     return true;
 }
@@ -1050,6 +1353,8 @@ config_free(struct config *conf)
     free(conf->file);
     free(conf);
 }
+
+static atomic_ullong serial; /* the last one given */
 
 /*
  * config_read - the settings of a file and a command line, all of them valid.
@@ -1066,7 +1371,6 @@ struct config *
 config_read(const char *file, char *const *sets, size_t n_sets, char *err,
             size_t cap)
 {
-    static atomic_uint n_read;
     struct reading r = {.err = err, .cap = cap, .name = "settings"};
     struct config *done = NULL;
 
@@ -1076,7 +1380,7 @@ config_read(const char *file, char *const *sets, size_t n_sets, char *err,
         goto out;
     }
     atomic_init(&r.conf->n_refs, 1);
-    r.conf->serial = atomic_fetch_add(&n_read, 1);
+    r.conf->serial = atomic_fetch_add(&serial, 1) + 1;
     if (file != NULL && (r.conf->file = strdup(file)) == NULL) {
         wrong(&r, "out of memory");
         goto out;
@@ -1087,7 +1391,7 @@ config_read(const char *file, char *const *sets, size_t n_sets, char *err,
         if (!set_read(&r, sets[i]))
             goto out;
     }
-    if (!presets_set(&r))
+    if (!presets_set(&r) || !rules_check(&r))
         goto out;
     done = r.conf;
     r.conf = NULL;

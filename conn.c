@@ -139,6 +139,8 @@ sniff_more(struct conn *c, int64_t *until_ms, struct fail *f)
 
     if (c->end.len == 0 && end_pending(&c->end) && c->end.len > 0)
         return WHY_NONE;
+    if (server != NULL && end_pending(server)) /* behind a parent's answer */
+        return WHY_IDLE;
     if (now >= *until_ms || poll(p, 2, (int)(*until_ms - now)) <= 0)
         return WHY_IDLE;
     if (p[0].revents == 0) {
@@ -227,10 +229,19 @@ conn_detect(struct conn *c)
     if (why != WHY_NONE)
         return goodbye(c, &f);
     if (end_ahead(&c->end).at[0] == 0x16) {
+        if (c->client.denied != NULL) { /* it could not read our answer */
+            access_denied(&c->client, NULL, 0, c->client.denied, &f);
+            return goodbye(c, &f);
+        }
         if (!c->client.tls)
             return ST_HANDSHAKE;
         fail_own(&f, SIDE_CLIENT, WHY_PROTO, "TLS inside TLS to ourselves");
         return goodbye(c, &f);
+    }
+    if (end_ahead(&c->end).at[0] == 4 || end_ahead(&c->end).at[0] == 5) {
+        c->spoke = end_ahead(&c->end).at[0] == 4 ? "socks4" : "socks5";
+        c->socks.until = now_ms() + c->client.conf->head_s * 1000LL;
+        return ST_SOCKS;
     }
     if (is_preface(end_ahead(&c->end)))
         return detect_session(c);
@@ -412,8 +423,12 @@ conn_handshake(struct conn *c)
          (c->hello.sni[0] == '\0' || strcmp(c->hello.sni, WEIR_HOST) == 0 ||
           name_is_local(c->client.conf, c->hello.sni))))
         return handshake_own(c, deadline);
+    if (!c->target_known && c->client.conf->n_users > 0) {
+        fail_own(&f, SIDE_CLIENT, WHY_LOGIN, "TLS cannot say who it is");
+        return goodbye(c, &f);
+    }
     if (!c->target_known) { /* DNS led the client here instead of there */
-        c->target = (struct origin){.port = 443};
+        c->target = (struct origin){.port = 443, .tunnel = true};
         memcpy(c->target.host, c->hello.sni, sizeof c->target.host);
         c->target_known = true;
     }
@@ -434,6 +449,8 @@ refresh_config(struct conn *c)
     if (atomic_load(&w->config) != c->client.conf) {
         config_give(c->client.conf);
         c->client.conf = config_take(w);
+        c->client.denied = access_client(
+            c->client.conf, (const struct sockaddr *)&c->client.from);
     }
 }
 
@@ -465,14 +482,37 @@ refuse(struct conn *c, const struct fail *f)
     return ST_CLOSE;
 }
 
+/*
+ * connect_route - where a CONNECT leads, and whether it may.
+ *
+ * c   what a parent has to be told of the request is kept in it
+ * to  filled in
+ *
+ * Returns WHY_NONE; as head_route() and access_request(); WHY_LOOP.
+ */
+enum why
+connect_route(struct client *c, struct head *req, struct origin *to,
+              struct fail *f)
+{
+    bool ourselves = false;
+    enum why why = head_route(req, c, to, &ourselves, f);
+
+    if (why == WHY_NONE)
+        why = access_request(c, req, false, f);
+    if (why == WHY_NONE && head_came_by(req, c->weir->via))
+        why = fail_own(f, SIDE_WEIR, WHY_LOOP, "Via names us");
+    upstream_note_request(c, req);
+    to->tunnel = true;
+    return why;
+}
+
 /* CONNECT: where to?  RFC 9112 section 3.2.3. */
 static enum conn_state
 request_connect(struct conn *c)
 {
-    bool ourselves = false;
     struct fail f = {0};
 
-    if (head_route(&c->req, &c->client, &c->target, &ourselves, &f) != WHY_NONE)
+    if (connect_route(&c->client, &c->req, &c->target, &f) != WHY_NONE)
         return refuse(c, &f);
     c->client.own_name = strcmp(c->target.host, WEIR_HOST) == 0;
     c->spoke = "connect";
@@ -528,6 +568,121 @@ conn_linger(struct conn *c)
     return refuse(c, &f);
 }
 
+/* ---- socks --------------------------------------------------------------- */
+
+/* A request that is not granted leaves no exchange behind to be logged. */
+static void
+log_socks(const struct conn *c, enum socks_code code)
+{
+    char target[HOST_MAX + 16];
+    struct line l;
+
+    if (!log_on(LEVEL_INFO))
+        return;
+    snprintf(target, sizeof target,
+             strchr(c->socks.host, ':') != NULL ? "[%s]:%u" : "%s:%u",
+             c->socks.host, c->socks.port);
+    log_begin(&l, LEVEL_INFO, "socks", c->client.id);
+    log_str(&l, "client", c->client.addr);
+    log_int(&l, "version", c->socks.version);
+    log_int(&l, "command", c->socks.command);
+    log_str(&l, "target", target);
+    log_int(&l, "reply", code);
+    log_fail(&l, &c->fail);
+    log_send(&l);
+}
+
+/* No: RFC 1928 section 6 wants the connection closed after that. */
+static enum conn_state
+socks_refuse(struct conn *c, enum socks_code code, const struct fail *f)
+{
+    struct fail ignored = {0};
+
+    c->fail = *f;
+    log_socks(c, code);
+    if (socks_answer(&c->socks, &c->end, code, NULL, &ignored) != WHY_NONE)
+        c->cut = true;
+    return ST_CLOSE;
+}
+
+/* The whole request is here. */
+static enum conn_state
+socks_request(struct conn *c)
+{
+    struct fail f = {0};
+
+    if (c->client.denied != NULL) {
+        access_denied(&c->client, NULL, 0, c->client.denied, &f);
+        return socks_refuse(c, SOCKS_DENIED, &f);
+    }
+    switch (c->socks.command) {
+    case SOCKS_CONNECT:
+        if (c->socks.port == 0)
+            break;
+        c->target = (struct origin){.port = c->socks.port, .tunnel = true};
+        memcpy(c->target.host, c->socks.host, sizeof c->target.host);
+        c->client.own_name = strcmp(c->target.host, WEIR_HOST) == 0;
+        return ST_DIAL;
+    case SOCKS_UDP:
+        if (c->socks.version == 5)
+            return ST_UDP;
+        /* fallthrough */
+    default: /* BIND waits for a server that connects back: FTP's old way */
+        fail_own(&f, SIDE_CLIENT, WHY_UNKNOWN, "SOCKS command");
+        return socks_refuse(c, SOCKS_NO_COMMAND, &f);
+    }
+    fail_own(&f, SIDE_CLIENT, WHY_PROTO, "port 0");
+    return socks_refuse(c, SOCKS_FAILED, &f);
+}
+
+/* Datagrams, for as long as the connection stands. */
+static enum conn_state
+conn_udp(struct conn *c)
+{
+    struct fail f = {0};
+    struct udp_result r;
+    struct line l;
+
+    (void)udp_relay(&c->client, &c->end, &c->socks, &r, &f);
+    c->fail = f;
+    if (!log_on(LEVEL_INFO))
+        return ST_CLOSE;
+    log_begin(&l, LEVEL_INFO, "udp", c->client.id);
+    log_str(&l, "client", c->client.addr);
+    log_int(&l, "up", (int64_t)r.up);
+    log_int(&l, "down", (int64_t)r.down);
+    log_ms(&l, "ms", now_us() - c->began_us);
+    log_fail(&l, &f);
+    log_send(&l);
+    return ST_CLOSE;
+}
+
+/* One SOCKS conversation, up to its request. */
+static enum conn_state
+conn_socks(struct conn *c)
+{
+    struct fail f = {0};
+    enum why why;
+
+    while ((why = socks_listen(&c->socks, &c->end, &c->client, &f)) ==
+           WHY_MORE) {
+        if (now_ms() >= c->socks.until) {
+            fail_own(&f, SIDE_CLIENT, WHY_LATE, "read SOCKS request");
+            return goodbye(c, &f);
+        }
+        c->end.idle_ms = c->client.conf->linger_ms;
+        why = end_fill(&c->end, END_BUF, &f);
+        c->end.idle_ms = c->client.conf->idle_s * 1000;
+        if (why == WHY_IDLE)
+            return park(c, ST_SOCKS, c->socks.until);
+        if (why == WHY_EOF)
+            why = fail_own(&f, SIDE_CLIENT, WHY_CUT, "read SOCKS request");
+        if (why != WHY_NONE)
+            return goodbye(c, &f);
+    }
+    return why == WHY_NONE ? socks_request(c) : goodbye(c, &f);
+}
+
 /* ---- dial: the target of a CONNECT --------------------------------------- */
 
 /* Success, in the words of RFC 9110 section 9.3.6: no length, no coding. */
@@ -556,10 +711,24 @@ conn_wants(const struct config *conf, const struct origin *o)
     return mitm_wants(conf, o->host, o->port);
 }
 
+/* The same to a SOCKS client, with our address on the way if there is one. */
+static enum why
+answer_socks(struct conn *c, struct fail *f)
+{
+    struct sockaddr_storage at;
+    socklen_t len = sizeof at;
+    bool known = c->up != NULL &&
+                 getsockname(c->up->end.fd, (struct sockaddr *)&at, &len) == 0;
+
+    return socks_answer(&c->socks, &c->end, SOCKS_OK,
+                        known ? (struct sockaddr *)&at : NULL, f);
+}
+
 /* Reach the target, tell the client, and look at what it says next. */
 static enum conn_state
 conn_dial(struct conn *c)
 {
+    bool socks = c->socks.version != 0;
     bool wanted = conn_wants(c->client.conf, &c->target);
     struct origin https = c->target;
     struct fail f = {0};
@@ -572,10 +741,12 @@ conn_dial(struct conn *c)
     /* An idle connection to the same origin proves as much as a new one. */
     if (!c->client.own_name && !(wanted && upstream_has(&c->client, &https)) &&
         (c->up = upstream_dial(&c->client, &c->target, &f)) == NULL)
-        return refuse(c, &f);
-    if (answer_connect(c, &f) != WHY_NONE)
+        return socks ? socks_refuse(c, socks_code(&f), &f) : refuse(c, &f);
+    if ((socks ? answer_socks(c, &f) : answer_connect(c, &f)) != WHY_NONE)
         return goodbye(c, &f);
-    h1_take_raw(&c->h1);
+    if (!socks)
+        h1_take_raw(&c->h1);
+    c->socks.version = 0; /* what follows may be anything */
     h1_clear(&c->h1);
     h1_init(&c->h1, &c->end, SIDE_CLIENT, c->client.conf);
     c->target_known = true;
@@ -784,6 +955,8 @@ static const struct step {
     [ST_SESSION] = {"session", conn_session},       /* HTTP/2, its owner */
     [ST_TUNNEL] = {"tunnel", conn_tunnel},          /* opaque, to the end */
     [ST_LINGER] = {"linger", conn_linger},          /* for more, or park */
+    [ST_SOCKS] = {"socks", conn_socks},             /* up to its request */
+    [ST_UDP] = {"udp", conn_udp},                   /* datagrams, to the end */
     [ST_CLOSE] = {"close", conn_close},             /* the only way to DONE */
 };
 
@@ -823,7 +996,6 @@ conn_new(struct weir *w, int fd, const struct sockaddr *sa, socklen_t len)
 {
     struct conn *c = calloc(1, sizeof *c);
 
-    (void)len;
     if (c == NULL)
         return NULL;
     c->client.weir = w;
@@ -831,6 +1003,8 @@ conn_new(struct weir *w, int fd, const struct sockaddr *sa, socklen_t len)
     c->client.id = atomic_fetch_add(&w->n_conns, 1) + 1;
     c->client.stream = -1;
     address_text(sa, c->client.addr);
+    memcpy(&c->client.from, sa, len);
+    c->client.denied = access_client(c->client.conf, sa);
     end_init(&c->end, fd, SIDE_CLIENT, c->client.conf->idle_s * 1000);
     /* The listener's timeouts came with the socket: socket(7), listen.c. */
     c->end.rcv_ms = c->end.snd_ms = c->end.idle_ms;
@@ -867,6 +1041,8 @@ conn_new_inside(const struct client *from, int fd, const struct origin *target,
     if (c == NULL)
         return NULL;
     memcpy(c->client.addr, from->addr, sizeof c->client.addr);
+    memcpy(c->client.via, from->via, sizeof c->client.via);
+    memcpy(c->client.proxy_auth, from->proxy_auth, sizeof c->client.proxy_auth);
     c->end.rcv_ms = c->end.snd_ms = 0;
     c->target = *target;
     c->target_known = true;
@@ -888,24 +1064,35 @@ answer_now(struct conn *c, const char *text)
     char unread[2048];
     ssize_t n = recv(c->end.fd, unread, sizeof unread, MSG_DONTWAIT);
 
-    if (c->h2 != NULL || c->end.tls != NULL || (n > 0 && unread[0] == 0x16))
+    if (c->h2 != NULL || c->end.tls != NULL || c->socks.version != 0 ||
+        (n > 0 && unread[0] == 0x16))
         return;
+    if (n > 0 && (unread[0] == 4 || unread[0] == 5)) {
+        /* The hello's answer and the request's, before it was made. */
+        static const char no4[8] = {0, 91}, no5[12] = {5, 0, 5, 1, 0, 1};
+
+        (void)send(c->end.fd, unread[0] == 4 ? no4 : no5,
+                   unread[0] == 4 ? sizeof no4 : sizeof no5,
+                   MSG_DONTWAIT | MSG_NOSIGNAL);
+        shutdown(c->end.fd, SHUT_WR);
+        return;
+    }
     if (send(c->end.fd, text, strlen(text), MSG_DONTWAIT | MSG_NOSIGNAL) > 0)
         shutdown(c->end.fd, SHUT_WR);
 }
 
-/* No worker will take it: say so, in one attempt.  The accept thread's. */
+/* Nobody will take it: say so, in one attempt.  The accept thread's. */
 void
-conn_refuse(struct conn *c, enum why why)
+conn_refuse(struct conn *c, enum why why, const char *op)
 {
-    fail_own(&c->fail, SIDE_WEIR, why, "queue");
+    fail_own(&c->fail, SIDE_WEIR, why, op);
     if (c->h2 != NULL)
         h2_goodbye(c->h2);
     answer_now(c, "HTTP/1.1 503 Service Unavailable\r\n"
                   "Proxy-Status: weir; error=connection_limit_reached\r\n"
-                  "Content-Type: text/plain\r\nContent-Length: 38\r\n"
+                  "Content-Type: text/plain\r\nContent-Length: 46\r\n"
                   "Retry-After: 1\r\nConnection: close\r\n\r\n"
-                  "weir: no worker was free.  Try again.\n");
+                  "weir: too much is under way here.  Try again.\n");
     log_close(c);
 }
 

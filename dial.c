@@ -140,7 +140,7 @@ address_is_ours(const struct client *c, const struct address *a)
 }
 
 /* What to look up instead: the [resolve] line for this name, if there is. */
-static void
+void
 dial_override(const struct config *conf, const char **host, uint16_t *port)
 {
     for (size_t i = 0; i < conf->n_resolve; i++) {
@@ -283,23 +283,42 @@ race_run(const struct client *c, const struct address *a, size_t n, int *won,
     return why;
 }
 
+/* Keep the addresses that may be reached; none: WHY_POLICY. */
+static enum why
+addresses_judge(const struct client *c, const char *host, uint16_t port,
+                enum access what, struct address *a, size_t *n, struct fail *f)
+{
+    const char *rule = NULL;
+    size_t kept = 0;
+
+    for (size_t i = 0; i < *n; i++)
+        if (access_address(c, (struct sockaddr *)&a[i].at, what, &rule))
+            a[kept++] = a[i];
+    *n = kept;
+    return kept > 0 ? WHY_NONE : access_denied(c, host, port, rule, f);
+}
+
 /*
  * dial - a connected, blocking socket to host:port.
  *
  * host  name or address in text, no brackets
+ * what  how its addresses are judged; ACCESS_GRANTED: they are not
  * fd    the caller's on WHY_NONE
  * addr  the address that answered, in text
  * took  dns_us and connect_us are set
  *
  * Returns WHY_NONE; WHY_DNS, WHY_DNS_LATE; WHY_REFUSED, WHY_UNREACHABLE,
- * WHY_CONNECT_LATE, WHY_SYS; WHY_LOOP: the address is our own listener.
+ * WHY_CONNECT_LATE, WHY_SYS; WHY_LOOP: the address is our own listener;
+ * WHY_POLICY: no address of it may be reached.
  * Thread: any.  Blocks: dns_s + connect_s.
  */
 enum why
-dial(const struct client *c, const char *host, uint16_t port, int *fd,
-     char addr[ADDR_MAX], struct clock_marks *took, struct fail *f)
+dial(const struct client *c, const char *host, uint16_t port, enum access what,
+     int *fd, char addr[ADDR_MAX], struct clock_marks *took, struct fail *f)
 {
     struct address a[RACE_MAX];
+    const char *name = host;
+    uint16_t name_port = port;
     size_t n, index = 0;
     int64_t from = now_us(), resolved;
     enum why why;
@@ -313,6 +332,9 @@ dial(const struct client *c, const char *host, uint16_t port, int *fd,
     for (size_t i = 0; i < n; i++)
         if (address_is_ours(c, &a[i]))
             return fail_own(f, SIDE_WEIR, WHY_LOOP, "connect to ourselves");
+    if (what != ACCESS_GRANTED &&
+        (why = addresses_judge(c, name, name_port, what, a, &n, f)) != WHY_NONE)
+        return why;
     if (n > 1)
         interleave(a, n);
     address_text((struct sockaddr *)&a[0].at, addr);

@@ -936,6 +936,8 @@ end_quiet(struct end *e)
     char byte;
     struct tls *t = e->tls;
     struct fail scratch = {0};
+    int64_t deadline = e->deadline;
+    enum why why;
     ssize_t got;
 
     if (end_pending(e))
@@ -943,9 +945,14 @@ end_quiet(struct end *e)
     got = recv(e->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
     if (got < 0)
         return errno == EAGAIN;
-    if (got == 0 || t == NULL || t->under != NULL)
+    if (got == 0 || t == NULL)
         return false;
-    return tls_receive(e, t, &scratch) == WHY_NONE && !end_pending(e);
+    if (t->under != NULL) /* what came may have been for the layer below */
+        e->deadline = now_ms() + 1;
+    why = tls_receive(e, t, &scratch);
+    e->deadline = deadline;
+    return (why == WHY_NONE || (why == WHY_LATE && t->under != NULL)) &&
+           !end_pending(e);
 }
 
 /* Was the connection reset, or closed in both directions?  Does not wait.

@@ -269,30 +269,6 @@ nobody_waits(void *arg)
            x->down->ops->gone(x->down);
 }
 
-/* RFC 9110 section 7.6.3: our own pseudonym in Via means a loop. */
-static bool
-came_by_us(const struct head *req, const char *via)
-{
-    const struct field *f = NULL;
-
-    while ((f = head_find(req, "Via", f)) != NULL) {
-        struct span rest = f->value, item;
-
-        while (list_next(&rest, &item)) {
-            const char *space = memchr(item.at, ' ', item.len);
-            size_t n = space != NULL ? (size_t)(space - item.at) + 1 : 0;
-            struct span by = {item.at + n, item.len - n};
-            const char *end = memchr(by.at, ' ', by.len);
-
-            if (end != NULL) /* a comment follows */
-                by.len = (size_t)(end - by.at);
-            if (space != NULL && span_isi(by, via))
-                return true;
-        }
-    }
-    return false;
-}
-
 static bool
 add_via(struct head *h, const char *via)
 {
@@ -358,9 +334,9 @@ take_way(struct exchange *x, bool fresh)
     if (x->up != NULL && x->up->serial != x->client->conf->serial)
         fresh = true;
     if (x->up != NULL &&
-        (fresh || !origin_same(&x->up->origin, &x->origin) ||
+        (fresh || !upstream_fits(x->client, x->up, &x->origin) ||
          !upstream_alive(x->up) || !upstream_serves(x->up, x->req->upgrade))) {
-        if (fresh || origin_same(&x->up->origin, &x->origin))
+        if (fresh || upstream_fits(x->client, x->up, &x->origin))
             upstream_free(x->up);
         else
             upstream_give(x->client, x->up);
@@ -381,7 +357,12 @@ take_way(struct exchange *x, bool fresh)
         return x->fail.why;
     }
     memcpy(x->addr, x->up->addr, sizeof x->addr);
+    x->hop = x->up->hop;
     x->reused = x->up->reused;
+    if (x->reused)
+        x->hop.connect_us = x->hop.answer_us = -1;
+    if (x->up->absolute) /* each request of the connection shows them */
+        x->up->h1.credentials = parent_credentials(x->client, x->up->parent);
     x->took = x->reused ? (struct clock_marks){-1, -1, -1} : x->up->took;
     if (binds_connection(x->req, "Authorization"))
         x->up->bound = true;
@@ -493,8 +474,32 @@ first_answer(struct exchange *x, struct upload *u)
         x->fail = (struct fail){0};
     }
     x->first_us = now_us();
+    upstream_judge(x->client, x->up, NULL);
     x->spoke = x->res->version;
     return WHY_NONE;
+}
+
+/* A parent that wants to know who we are is not for the client to satisfy,
+ * unless it shall. */
+static enum why
+parent_login(struct exchange *x)
+{
+    const struct field *challenge =
+        head_find(x->res, "Proxy-Authenticate", NULL);
+    const struct client *c = x->client;
+
+    if (c->conf->forward_proxy_auth && challenge != NULL &&
+        x->up->parent->basic == NULL) {
+        fail_say(&x->fail, SIDE_CLIENT, WHY_LOGIN, "parent wants a login",
+                 "%.*s", (int)challenge->value.len, challenge->value.at);
+        x->fail.challenged = true;
+    } else {
+        fail_say(&x->fail, SIDE_ORIGIN, WHY_PARENT_LOGIN, "read answer",
+                 "%s answered 407 %.*s", x->up->parent->text,
+                 (int)x->res->reason.len, x->res->reason.at);
+    }
+    x->fail.received = 407;
+    return x->fail.why;
 }
 
 /* Interim answers go down one by one (RFC 9110 section 15.2), but not to a
@@ -733,9 +738,13 @@ carry(struct exchange *x)
         upload_join(&u, true);
         return how;
     }
+    if (why == WHY_NONE && x->res->status == 407 && x->up->absolute)
+        why = parent_login(x);
     if (why == WHY_NONE)
         why = pass_answer(x, &u);
     if (why != WHY_NONE) {
+        if (x->up != NULL && x->status == 0)
+            upstream_judge(x->client, x->up, &x->fail);
         settle_blame(x, &u);
         if (u.started || x->fail.side == SIDE_CLIENT)
             x->down->last = true;
@@ -811,13 +820,14 @@ log_exchange(const struct exchange *x)
         log_str(&l, "upstream", "none");
     else
         log_str(&l, "upstream", x->reused ? "reused" : "new");
-    if (x->addr[0] != '\0')
+    if (x->addr[0] != '\0' && x->hop.parent[0] == '\0')
         log_str(&l, "origin", x->addr);
     if (x->first_us != 0)
         log_str(&l, "origin_version", version_name(x->spoke));
     log_ms(&l, "dns_ms", x->took.dns_us);
     log_ms(&l, "connect_ms", x->took.connect_us);
     log_ms(&l, "tls_ms", x->took.tls_us);
+    log_hop(&l, &x->hop);
     log_ms(&l, "first_ms", x->first_us != 0 ? x->first_us - x->begun_us : -1);
     log_ms(&l, "ms", now_us() - x->begun_us);
     log_fail(&l, &x->fail);
@@ -834,10 +844,12 @@ serve(struct exchange *x)
     enum why why;
 
     why = head_route(x->req, c, &x->origin, &ourselves, &x->fail);
-    if (why == WHY_NONE && came_by_us(x->req, c->weir->via))
+    if (why == WHY_NONE)
+        why = access_request(c, x->req, ourselves, &x->fail);
+    if (why == WHY_NONE && head_came_by(x->req, c->weir->via))
         why = fail_own(&x->fail, SIDE_WEIR, WHY_LOOP, "Via names us");
     if (why != WHY_NONE) {
-        if (x->fail.side == SIDE_CLIENT)
+        if (x->fail.side == SIDE_CLIENT && why != WHY_LOGIN)
             x->down->last = true;
         else
             discard_request(x);
@@ -852,6 +864,8 @@ serve(struct exchange *x)
             x->fail = writing;
         return kept(x, why == WHY_NONE);
     }
+    upstream_note_request(c, x->req);
+    x->origin.tunnel |= x->req->upgrade.len > 0;
     if (!add_via(x->req, c->weir->via)) {
         fail_own(&x->fail, SIDE_WEIR, WHY_BUSY, "out of memory");
         return kept(x, answer_failure(x));
@@ -881,6 +895,7 @@ exchange_run(struct exchange *x)
         (x->req->version == HTTP_10 && x->client->inside == NULL))
         x->down->last = true;
     x->took = (struct clock_marks){-1, -1, -1};
+    x->hop = (struct hop){.connect_us = -1, .answer_us = -1};
     how = serve(x);
     x->up_bytes = x->down->n_in;
     x->down_bytes = x->down->n_out;

@@ -33,7 +33,27 @@ fail_note(struct fail *f, enum side side, enum why why, const char *op,
           int code, const char *(*text)(int))
 {
     if (f->why == WHY_NONE)
-        *f = (struct fail){why, side, op, code, text};
+        *f = (struct fail){
+            .why = why, .side = side, .op = op, .code = code, .text = text};
+    return why;
+}
+
+/* fail_own() with further words; what is no text of ours comes cleaned. */
+enum why
+fail_say(struct fail *f, enum side side, enum why why, const char *op,
+         const char *fmt, ...)
+{
+    va_list ap;
+
+    if (f->why != WHY_NONE)
+        return why;
+    fail_own(f, side, why, op);
+    va_start(ap, fmt);
+    vsnprintf(f->detail, sizeof f->detail, fmt, ap);
+    va_end(ap);
+    for (char *p = f->detail; *p != '\0'; p++)
+        if ((unsigned char)*p < ' ' || *p == 0x7f)
+            *p = '?';
     return why;
 }
 
@@ -155,10 +175,12 @@ fail_text(const struct fail *f, char *out, size_t cap)
 {
     const char *text = f->text != NULL ? f->text(f->code) : why_text(f->why);
 
+    const char *colon = f->detail[0] != '\0' ? ": " : "";
+
     if (f->op != NULL)
-        snprintf(out, cap, "%s: %s", f->op, text);
+        snprintf(out, cap, "%s: %s%s%s", f->op, text, colon, f->detail);
     else
-        snprintf(out, cap, "%s", text);
+        snprintf(out, cap, "%s%s%s", text, colon, f->detail);
 }
 
 /* Microseconds on the monotonic clock. */

@@ -441,9 +441,10 @@ judge_framing(const struct facts *facts, enum side from, struct head *head,
     return WHY_NONE;
 }
 
-/* A whole head: raw[0..end).  One copy of it, and spans into the copy. */
+/* A whole head: raw[0..end).  One copy of it, and spans into the copy.
+ * to_connect: it answers a CONNECT. */
 static enum why
-parse_whole(const char *raw, size_t end, enum side from,
+parse_whole(const char *raw, size_t end, enum side from, bool to_connect,
             const struct h1_limits *limits, struct head *head, struct fail *f)
 {
     const char *at = head_text(head, raw, end).at;
@@ -461,13 +462,18 @@ parse_whole(const char *raw, size_t end, enum side from,
     if ((why = parse_fields(at, from, limits, head, f)) != WHY_NONE)
         return why;
     facts = note_fields(head);
+    if (to_connect && head->status / 100 == 2) {
+        head->body =
+            BODY_NONE; /* RFC 9110 section 9.3.6: lengths are ignored */
+        return WHY_NONE;
+    }
     return judge_framing(&facts, from, head, f);
 }
 
 /* h1_parse_head() for bytes of which *scanned were looked at before, and no
  * empty line in front. */
 static enum why
-parse_head(const char *raw, size_t len, enum side from,
+parse_head(const char *raw, size_t len, enum side from, bool to_connect,
            const struct h1_limits *limits, size_t *scanned, struct head *head,
            size_t *used, struct fail *f)
 {
@@ -487,7 +493,7 @@ parse_head(const char *raw, size_t len, enum side from,
     if (why == WHY_PROTO)
         return broken(f, from, "CR or LF alone in a head");
     *used = end;
-    return parse_whole(raw, end, from, limits, head, f);
+    return parse_whole(raw, end, from, to_connect, limits, head, f);
 }
 
 /*
@@ -510,8 +516,8 @@ h1_parse_head(const char *raw, size_t len, enum side from,
               struct fail *f)
 {
     size_t blank = blank_line(raw, len, from), scanned = 0;
-    enum why why = parse_head(raw + blank, len - blank, from, limits, &scanned,
-                              head, used, f);
+    enum why why = parse_head(raw + blank, len - blank, from, false, limits,
+                              &scanned, head, used, f);
 
     if (why == WHY_NONE)
         *used += blank;
@@ -825,8 +831,10 @@ h1_try_head(struct h1 *h, struct head *head, struct fail *f)
         h->blank = true;
         h->head_from = 0;
     }
-    why = parse_head(ahead.at, ahead.len, h->http.side, &h->limits, &h->scanned,
-                     head, &used, f);
+    why = parse_head(ahead.at, ahead.len, h->http.side,
+                     h->http.side == SIDE_ORIGIN &&
+                         h->method_id == METHOD_CONNECT,
+                     &h->limits, &h->scanned, head, &used, f);
     if (why == WHY_MORE) {
         if (ahead.len > 0 && h->head_from == 0)
             h->head_from = now_ms();
@@ -1422,7 +1430,7 @@ static enum why
 write_request(struct h1 *h, const struct head *head, struct fail *f)
 {
     struct plan plan = plan_request(head);
-    enum why why = out_room(h, head_size(head), f);
+    enum why why = out_room(h, head_size(head) + h->credentials.len, f);
 
     if (why != WHY_NONE)
         return why;
@@ -1435,6 +1443,8 @@ write_request(struct h1 *h, const struct head *head, struct fail *f)
     content_begin(h, H1_HEAD, 0);
     put_request_line(h, head);
     put_fields(h, head, &plan);
+    if (h->credentials.len > 0)
+        put_field(h, span_of("Proxy-Authorization"), h->credentials);
     if (h->ws_ours)
         put_field(h, span_of("Sec-WebSocket-Key"), span_of(h->ws_key));
     put_connection(h, head, false, h->we_last);

@@ -468,8 +468,8 @@ field_is_hop(const struct head *head, struct span name)
         "Cache-Control", "Max-Forwards",  "Date",
     };
 
-    if (is_hop_name(name))
-        return true;
+    if (is_hop_name(name)) /* what we want to hear from a client ourselves */
+        return !(head->own && span_isi(name, "Proxy-Authenticate"));
     return head->connection.len > 0 && list_has_span(head->connection, name) &&
            !one_of(name, kept, N_OF(kept));
 }
@@ -576,6 +576,30 @@ version_name(enum version v)
                                         [HTTP_3] = "http/3"};
 
     return names[v];
+}
+
+/* RFC 9110 section 7.6.3: our own pseudonym in Via means a loop. */
+bool
+head_came_by(const struct head *req, const char *via)
+{
+    const struct field *f = NULL;
+
+    while ((f = head_find(req, "Via", f)) != NULL) {
+        struct span rest = f->value, item;
+
+        while (list_next(&rest, &item)) {
+            const char *space = memchr(item.at, ' ', item.len);
+            size_t n = space != NULL ? (size_t)(space - item.at) + 1 : 0;
+            struct span by = {item.at + n, item.len - n};
+            const char *end = memchr(by.at, ' ', by.len);
+
+            if (end != NULL) /* a comment follows */
+                by.len = (size_t)(end - by.at);
+            if (space != NULL && span_isi(by, via))
+                return true;
+        }
+    }
+    return false;
 }
 
 /* ---- authorities --------------------------------------------------------- */

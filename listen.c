@@ -38,13 +38,20 @@ enum {
     BATCH = 64,     /* accepted in a row before others get their turn */
     N_EVENTS = 128, /* looked at in a row */
     TICK_MS = 1000,
-    SPELL_MS = 10000, /* out of descriptors: one line for so long */
+    SPELL_MS = 10000,    /* out of descriptors: one line for so long */
+    GUEST_BUCKETS = 512, /* a power of two */
     PORTS_MAX = sizeof((struct weir *)0)->ports / sizeof(uint16_t),
 };
 
 struct listener {
     int fd; /* -1: closed */
     char text[ADDR_MAX];
+};
+
+struct guest {          /* an address that clients are connected from */
+    struct in6_addr at; /* IPv4 mapped into IPv6 */
+    size_t n;
+    struct guest *next;
 };
 
 struct listeners {
@@ -62,6 +69,7 @@ struct listeners {
     pthread_mutex_t lock;
     struct conn *live, *parked;
     size_t n_live;
+    struct guest *guests[GUEST_BUCKETS];
     bool closing;          /* asked to close the listeners */
     bool closed;           /* and they are; nobody is parked any more */
     bool leave;            /* asked to end the thread */
@@ -273,6 +281,64 @@ wake(const struct listeners *ls)
 
 /* ---- the lists: all live connections, the parked among them -------------- */
 
+/* Where in its bucket the client's address is, or would be.  Needs ls->lock. */
+static struct guest **
+guest_find(struct listeners *ls, const struct client *c, struct in6_addr *at)
+{
+    const struct sockaddr *sa = (const struct sockaddr *)&c->from;
+    struct guest **g;
+    uint32_t h = 2166136261u; /* FNV-1a */
+
+    *at = (struct in6_addr){.s6_addr = {[10] = 0xff, [11] = 0xff}};
+    if (sa->sa_family == AF_INET6)
+        *at = ((const struct sockaddr_in6 *)sa)->sin6_addr;
+    else
+        memcpy(&at->s6_addr[12], &((const struct sockaddr_in *)sa)->sin_addr,
+               4);
+    for (size_t i = 0; i < sizeof at->s6_addr; i++)
+        h = (h ^ at->s6_addr[i]) * 16777619u;
+    g = &ls->guests[(h ^ h >> 16) & (GUEST_BUCKETS - 1)];
+    while (*g != NULL && memcmp(&(*g)->at, at, sizeof *at) != 0)
+        g = &(*g)->next;
+    return g;
+}
+
+/* Count one more of this client's address.  Returns how many there are; without
+ * memory for a new address it is not counted. */
+static size_t
+guest_come(struct listeners *ls, const struct client *c)
+{
+    struct in6_addr at;
+    struct guest **g;
+    size_t n = 0;
+
+    pthread_mutex_lock(&ls->lock);
+    g = guest_find(ls, c, &at);
+    if (*g == NULL && (*g = calloc(1, sizeof **g)) != NULL)
+        (*g)->at = at;
+    if (*g != NULL)
+        n = ++(*g)->n;
+    pthread_mutex_unlock(&ls->lock);
+    return n;
+}
+
+/* Needs ls->lock. */
+static void
+guest_leave(struct listeners *ls, const struct client *c)
+{
+    struct in6_addr at;
+    struct guest **g, *gone;
+
+    if (c->from.ss_family == AF_UNSPEC)
+        return; /* it came by another connection, which is counted */
+    g = guest_find(ls, c, &at);
+    gone = *g;
+    if (gone == NULL || --gone->n > 0)
+        return;
+    *g = gone->next;
+    free(gone);
+}
+
 static void
 live_add(struct listeners *ls, struct conn *c)
 {
@@ -298,6 +364,7 @@ conn_over(struct listeners *ls, struct conn *c)
         ls->live = c->next;
     if (c->next != NULL)
         c->next->prev = c->prev;
+    guest_leave(ls, &c->client);
     pthread_mutex_unlock(&ls->lock);
     conn_free(c);
     pthread_mutex_lock(&ls->lock);
@@ -363,7 +430,7 @@ park(struct listeners *ls, struct conn *c)
 static void
 refuse(struct listeners *ls, struct conn *c)
 {
-    conn_refuse(c, WHY_BUSY);
+    conn_refuse(c, WHY_BUSY, "queue");
     conn_over(ls, c);
 }
 
@@ -407,10 +474,14 @@ conn_begin(struct listeners *ls, int fd, const struct sockaddr_storage *from,
         return false;
     }
     live_add(ls, c);
-    if (has_news(c))
+    if (guest_come(ls, &c->client) > (size_t)c->client.conf->connections) {
+        conn_refuse(c, WHY_BUSY, "connections of one client");
+        conn_over(ls, c);
+    } else if (has_news(c)) {
         hand_over(ls, c);
-    else if (!park(ls, c))
+    } else if (!park(ls, c)) {
         dismiss(ls, c);
+    }
     return true;
 }
 

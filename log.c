@@ -291,7 +291,20 @@ log_ms(struct line *l, const char *key, int64_t us)
                              "%" PRId64 ".%03d", us / 1000, (int)(us % 1000));
 }
 
-/* why=, and unless it went through: by=, op=, error= (of a foreign code). */
+/* parent=, and how long it took to reach it and to have its answer; nothing if
+ * there is none. */
+void
+log_hop(struct line *l, const struct hop *hop)
+{
+    if (hop->parent[0] == '\0')
+        return;
+    log_str(l, "parent", hop->parent);
+    log_ms(l, "parent_connect_ms", hop->connect_us);
+    log_ms(l, "parent_answer_ms", hop->answer_us);
+}
+
+/* why=, and unless it went through: by=, op=, error= (of a foreign code) and
+ * detail=. */
 void
 log_fail(struct line *l, const struct fail *f)
 {
@@ -309,6 +322,10 @@ log_fail(struct line *l, const struct fail *f)
     log_str(l, "op", f->op);
     if (f->text != NULL)
         log_str(l, "error", f->text(f->code));
+    if (f->detail[0] != '\0')
+        log_str(l, "detail", f->detail);
+    if (f->received != 0)
+        log_int(l, "received", f->received);
 }
 
 /* ---- out -------------------------------------------------------------------

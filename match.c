@@ -19,6 +19,7 @@
  */
 #include <arpa/inet.h>
 #include <ctype.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,15 +46,24 @@ struct rule {
     enum rule_kind kind;
     uint16_t from, to; /* ports, both included */
     char *text;        /* a name or a glob, lower case */
+    char *written;     /* as it was written, for people */
     bool itself;       /* RULE_NAME: matches the name */
     bool below;        /* RULE_NAME: matches what ends in ".name" */
     struct block block;
 };
 
+struct group { /* blocks of one length, sorted by address */
+    bool v4;
+    unsigned bits;
+    size_t first, end; /* among the rules */
+};
+
 struct match {
-    struct rule *rules; /* names first and sorted, then the others */
+    struct rule *rules; /* names first and sorted, then globs, then blocks */
     size_t n, cap;
-    size_t n_names;
+    size_t n_names, n_globs;
+    struct group groups[33 + 129];
+    size_t n_groups;
 };
 
 /* ---- building ------------------------------------------------------------ */
@@ -69,10 +79,12 @@ address_read(const char *text, struct block *b)
     if (inet_pton(AF_INET6, text, b->at) != 1)
         return false;
     b->v4 = memcmp(b->at, mapped, sizeof(mapped)) == 0;
-    if (b->v4)
+    if (b->v4) {
         memmove(b->at, b->at + sizeof(mapped), 4);
-    else
+        memset(b->at + 4, 0, sizeof(b->at) - 4);
+    } else {
         b->bits = 128;
+    }
     return true;
 }
 
@@ -95,6 +107,18 @@ digits_read(const char *text, unsigned max, unsigned *value)
     return true;
 }
 
+/* The first `bits` of an address, and nothing behind them. */
+static void
+block_mask(struct block *b, unsigned bits)
+{
+    unsigned whole = bits / 8;
+
+    b->bits = bits;
+    if (bits % 8 != 0)
+        b->at[whole++] &= (unsigned char)(0xff << (8 - bits % 8));
+    memset(b->at + whole, 0, sizeof(b->at) - whole);
+}
+
 /* "address/bits"; text is cut at the slash. */
 static bool
 block_read(char *text, struct block *b)
@@ -109,7 +133,7 @@ block_read(char *text, struct block *b)
     clothes = b->v4 && strchr(text, ':') != NULL ? 96 : 0;
     if (!digits_read(slash + 1, b->bits + clothes, &bits) || bits < clothes)
         return false;
-    b->bits = bits - clothes;
+    block_mask(b, bits - clothes);
     return true;
 }
 
@@ -223,11 +247,11 @@ item_read(char *item, struct rule *rule)
     return address_read(host, &rule->block) || name_read(host, rule);
 }
 
-/* Adds a copy; false: out of memory. */
+/* Adds a copy, written at[0..len); false: out of memory. */
 static bool
-rule_add(struct match *m, const struct rule *rule)
+rule_add(struct match *m, const struct rule *rule, const char *at, size_t len)
 {
-    char *text = NULL;
+    char *text = NULL, *written;
 
     if (m->n == m->cap) {
         size_t cap = m->cap > 0 ? 2 * m->cap : 8;
@@ -240,7 +264,12 @@ rule_add(struct match *m, const struct rule *rule)
     }
     if (rule->text != NULL && (text = strdup(rule->text)) == NULL)
         return false;
+    if ((written = strndup(at, len)) == NULL) {
+        free(text);
+        return false;
+    }
     m->rules[m->n] = *rule;
+    m->rules[m->n].written = written;
     m->rules[m->n++].text = text;
     return true;
 }
@@ -256,7 +285,7 @@ item_add(struct match *m, const char *at, size_t len, char *err, size_t cap)
         memcpy(item, at, len);
         item[len] = '\0';
         if (item_read(item, &rule)) {
-            if (rule_add(m, &rule))
+            if (rule_add(m, &rule, at, len))
                 return true;
             snprintf(err, cap, "out of memory");
             return false;
@@ -273,7 +302,39 @@ rule_order(const void *a, const void *b)
 
     if (x->kind != y->kind)
         return x->kind < y->kind ? -1 : 1;
-    return x->kind == RULE_NAME ? strcmp(x->text, y->text) : 0;
+    if (x->kind == RULE_NAME)
+        return strcmp(x->text, y->text);
+    if (x->kind == RULE_GLOB)
+        return 0;
+    if (x->block.v4 != y->block.v4)
+        return x->block.v4 ? -1 : 1;
+    if (x->block.bits != y->block.bits)
+        return x->block.bits > y->block.bits ? -1 : 1;
+    return memcmp(x->block.at, y->block.at, sizeof(x->block.at));
+}
+
+/* Where each kind of rule, and each length of block, begins and ends. */
+static void
+index_make(struct match *m)
+{
+    size_t i = 0;
+
+    while (i < m->n && m->rules[i].kind == RULE_NAME)
+        i++;
+    m->n_names = i;
+    while (i < m->n && m->rules[i].kind == RULE_GLOB)
+        i++;
+    m->n_globs = i - m->n_names;
+    for (m->n_groups = 0; i < m->n; m->n_groups++) {
+        const struct block *b = &m->rules[i].block;
+        struct group *g = &m->groups[m->n_groups];
+
+        *g = (struct group){b->v4, b->bits, i, i};
+        while (i < m->n && m->rules[i].block.v4 == g->v4 &&
+               m->rules[i].block.bits == g->bits)
+            i++;
+        g->end = i;
+    }
 }
 
 /*
@@ -299,9 +360,7 @@ match_add(struct match *m, const char *text, char *err, size_t cap)
     }
     if (m->n > 0)
         qsort(m->rules, m->n, sizeof(*m->rules), rule_order);
-    m->n_names = 0;
-    while (m->n_names < m->n && m->rules[m->n_names].kind == RULE_NAME)
-        m->n_names++;
+    index_make(m);
     return true;
 }
 
@@ -334,8 +393,10 @@ match_free(struct match *m)
 {
     if (m == NULL)
         return;
-    for (size_t i = 0; i < m->n; i++)
+    for (size_t i = 0; i < m->n; i++) {
         free(m->rules[i].text);
+        free(m->rules[i].written);
+    }
     free(m->rules);
     free(m);
 }
@@ -372,7 +433,7 @@ name_find(const struct match *m, const char *name)
 }
 
 /* Looks up the name, then what is left of it behind each dot. */
-static bool
+static const struct rule *
 names_fit(const struct match *m, const char *host, uint16_t port)
 {
     const char *name = host;
@@ -384,13 +445,13 @@ names_fit(const struct match *m, const char *host, uint16_t port)
 
             if ((name == host ? rule->itself : rule->below) &&
                 port_fits(rule, port))
-                return true;
+                return rule;
         }
         name = strchr(name, '.');
         if (name != NULL)
             name++;
     }
-    return false;
+    return NULL;
 }
 
 /* `*` is any run of characters, dots too; `?` is one.  Only the last star is
@@ -417,15 +478,52 @@ glob_fits(const char *glob, const char *host)
     return glob[strspn(glob, "*")] == '\0';
 }
 
-static bool
-block_fits(const struct block *block, const struct block *host)
+/* Blocks of one length are sorted: the one that has this address stands where
+ * its first bits would stand. */
+static const struct rule *
+group_fits(const struct match *m, const struct group *g, struct block host,
+           uint16_t port)
 {
-    unsigned whole = block->bits / 8, rest = block->bits % 8;
+    size_t low = g->first, high = g->end;
 
-    if (block->v4 != host->v4 || memcmp(block->at, host->at, whole) != 0)
-        return false;
-    return rest == 0 ||
-           ((block->at[whole] ^ host->at[whole]) >> (8 - rest)) == 0;
+    block_mask(&host, g->bits);
+    while (low < high) {
+        size_t mid = low + (high - low) / 2;
+
+        if (memcmp(m->rules[mid].block.at, host.at, sizeof(host.at)) < 0)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    for (; low < g->end; low++) {
+        const struct rule *rule = &m->rules[low];
+
+        if (memcmp(rule->block.at, host.at, sizeof(host.at)) != 0)
+            break;
+        if (port_fits(rule, port))
+            return rule;
+    }
+    return NULL;
+}
+
+static const struct rule *
+blocks_fit(const struct match *m, const struct block *host, uint16_t port)
+{
+    const struct rule *rule = NULL;
+
+    for (size_t i = 0; i < m->n_groups && rule == NULL; i++)
+        if (m->groups[i].v4 == host->v4)
+            rule = group_fits(m, &m->groups[i], *host, port);
+    return rule;
+}
+
+static const struct rule *
+globs_fit(const struct match *m, const char *name, uint16_t port)
+{
+    for (size_t i = m->n_names; i < m->n_names + m->n_globs; i++)
+        if (port_fits(&m->rules[i], port) && glob_fits(m->rules[i].text, name))
+            return &m->rules[i];
+    return NULL;
 }
 
 /* Lower case, without the root's dot and an IPv6 address's scope.  What is too
@@ -445,36 +543,66 @@ host_normal(const char *host, char name[HOST_MAX + 1])
 }
 
 /*
- * match_host - is this host, at this port, on the list?
+ * match_find - which item of the list is this host, at this port?
  *
  * m     NULL: an empty list
  * host  a name or an address in text, without brackets
  *
- * Names cost a few binary searches however many there are; globs and blocks
- * are tried one after the other.
+ * Returns the item as it was written, for as long as the list lives; NULL:
+ * none. Names and blocks cost a few binary searches however many there are;
+ * globs are tried one after the other.
  */
+const char *
+match_find(const struct match *m, const char *host, uint16_t port)
+{
+    char name[HOST_MAX + 1];
+    const struct rule *rule;
+    struct block address;
+
+    if (match_empty(m))
+        return NULL;
+    host_normal(host, name);
+    rule = names_fit(m, name, port);
+    if (rule == NULL)
+        rule = globs_fit(m, name, port);
+    if (rule == NULL && m->n_groups > 0 && address_read(name, &address))
+        rule = blocks_fit(m, &address, port);
+    return rule != NULL ? rule->written : NULL;
+}
+
+/* match_find() for a socket's address; `port` instead of the one in it. */
+const char *
+match_find_address(const struct match *m, const struct sockaddr *sa,
+                   uint16_t port)
+{
+    static const unsigned char mapped[12] = {[10] = 0xff, [11] = 0xff};
+    const struct sockaddr_in6 *in6 = (const void *)sa;
+    const struct sockaddr_in *in = (const void *)sa;
+    struct block host = {.bits = 32, .v4 = true};
+    const struct rule *rule = NULL;
+    char text[INET6_ADDRSTRLEN] = "";
+
+    if (match_empty(m))
+        return NULL;
+    if (sa->sa_family == AF_INET)
+        memcpy(host.at, &in->sin_addr, 4);
+    else if (memcmp(&in6->sin6_addr, mapped, sizeof(mapped)) == 0)
+        memcpy(host.at, in6->sin6_addr.s6_addr + 12, 4);
+    else {
+        host.v4 = false;
+        memcpy(host.at, &in6->sin6_addr, 16);
+    }
+    if (m->n_globs > 0 &&
+        inet_ntop(host.v4 ? AF_INET : AF_INET6, host.at, text, sizeof(text)))
+        rule = globs_fit(m, text, port);
+    if (rule == NULL)
+        rule = blocks_fit(m, &host, port);
+    return rule != NULL ? rule->written : NULL;
+}
+
+/* Is this host, at this port, on the list? */
 bool
 match_host(const struct match *m, const char *host, uint16_t port)
 {
-    char name[HOST_MAX + 1];
-    struct block address;
-    bool is_address;
-
-    if (match_empty(m))
-        return false;
-    host_normal(host, name);
-    if (names_fit(m, name, port))
-        return true;
-    is_address = address_read(name, &address);
-    for (size_t i = m->n_names; i < m->n; i++) {
-        const struct rule *rule = &m->rules[i];
-
-        if (!port_fits(rule, port))
-            continue;
-        if (rule->kind == RULE_GLOB
-                ? glob_fits(rule->text, name)
-                : is_address && block_fits(&rule->block, &address))
-            return true;
-    }
-    return false;
+    return match_find(m, host, port) != NULL;
 }

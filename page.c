@@ -78,6 +78,7 @@ begin(struct exchange *x, int status)
     head_reset(h);
     h->version = HTTP_11;
     h->status = status;
+    h->own = true;
     h->reason = span_of(status_reason(status));
     x->status = status;
     x->own = true;
@@ -182,6 +183,9 @@ advice(const struct fail *f)
                "[resolve] HOST = ADDRESS.";
     case WHY_REFUSED:
         return "Check that the server runs and listens on this port.";
+    case WHY_BROKEN:
+        return "Check that the server runs; it is tried again by itself.  See "
+               "[upstream] breaker in proxy.ini.";
     case WHY_UNREACHABLE:
     case WHY_CONNECT_LATE:
         return "Check the address and the network between here and there.";
@@ -199,6 +203,19 @@ advice(const struct fail *f)
     case WHY_LIMIT:
     case WHY_URI:
         return "See [proxy] head_bytes, fields and target_bytes in proxy.ini.";
+    case WHY_LOGIN:
+        return "Give the client a user name and a password for this proxy, as "
+               "in http://USER:PASSWORD@HOST:PORT.";
+    case WHY_PARENT_LOGIN:
+        return "Give the parent proxy's user and password in proxy.ini: "
+               "[upstream] parent = http://USER:PASSWORD@HOST:PORT.";
+    case WHY_PARENT_NO:
+    case WHY_PARENT_BUSY:
+    case WHY_PARENT_LATE:
+        return "That is what the parent proxy says; see [upstream] parent and "
+               "no_proxy in proxy.ini.";
+    case WHY_POLICY:
+        return "See [access] in proxy.ini.";
     case WHY_LOOP:
         return "The request would come back to this proxy; check where the "
                "target leads.";
@@ -252,6 +269,8 @@ add_proxy_status(struct head *h, const struct fail *f, const char *reason)
     say(&t, "weir");
     if (error != NULL)
         say(&t, "; error=%s", error);
+    if (f->received != 0) /* RFC 9209 section 2.1.4 */
+        say(&t, "; received-status=%d", f->received);
     say(&t, "; details=");
     say_quoted(&t, reason);
     add(h, "Proxy-Status", t.at);
@@ -296,6 +315,10 @@ page_error(struct exchange *x, const struct fail *why_, struct fail *f)
     fail_text(why_, reason, sizeof reason);
     add(h, "Cache-Control", "no-store");
     add_proxy_status(h, why_, reason);
+    if (why_->challenged)
+        add(h, "Proxy-Authenticate", why_->detail);
+    else if (why_->why == WHY_LOGIN) /* RFC 7617 section 2 */
+        add(h, "Proxy-Authenticate", "Basic realm=\"weir\", charset=\"UTF-8\"");
     if (html)
         say(&t,
             "<!doctype html>\n<meta charset=utf-8>\n<title>%d %s</title>\n"

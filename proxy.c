@@ -256,13 +256,31 @@ banner(const struct weir *w, const struct config *conf)
                "    curl --proxy http://%s https://example.com/\n",
                dir, at);
     }
+    fflush(stdout);
+}
+
+/* Listening for others, but nobody has been named who may come: he that did so
+ * expects something else. */
+static void
+warn_open(const struct weir *w, const struct config *conf, bool quiet)
+{
+    char at[ADDR_MAX + 16];
+
     for (size_t i = 0; i < conf->n_listen; i++) {
-        if (is_loopback(&conf->listen[i]))
+        if (is_loopback(&conf->listen[i]) || conf->n_users > 0 ||
+            !match_empty(conf->allow))
             continue;
         listeners_address(w->listeners, i, at, sizeof at);
-        printf("  warning:              whoever can reach %s can use this "
-               "proxy\n",
-               at);
+        if (!quiet)
+            printf("  warning:              others can reach %s, but only "
+                   "clients of this machine may\n"
+                   "                        use it: set [access] allow or "
+                   "[proxy] users\n",
+                   at);
+        log_say(LEVEL_WARN, 0, "access",
+                "%s is not the loopback, and neither [access] allow nor "
+                "[proxy] users is set: only clients of this machine are served",
+                at);
     }
     fflush(stdout);
 }
@@ -423,6 +441,7 @@ say_restart(const struct config *now, const struct config *next)
         {"proxy.stack_kib", now->stack_kib == next->stack_kib},
         {"upstream.upstream_ca",
          same_text(now->upstream_ca, next->upstream_ca)},
+        {"upstream.parent_ca", same_text(now->parent_ca, next->parent_ca)},
         {"intercept.dir", same_text(now->dir, next->dir)},
         {"intercept.leaf_days", now->leaf_days == next->leaf_days},
         {"intercept.leaf_cache", now->leaf_cache == next->leaf_cache},
@@ -579,6 +598,7 @@ run(struct program *p, struct config *conf)
     if (good) {
         if (!p->quiet)
             banner(w, conf);
+        warn_open(w, conf, p->quiet);
         listeners_address(w->listeners, 0, at, sizeof at);
         log_say(LEVEL_INFO, 0, "start", "weir " WEIR_VERSION " on %s, %s", at,
                 p->file != NULL ? p->file : "default settings");

@@ -68,6 +68,16 @@ enum {
       "peer did not begin with it")                                           \
     W(POLICY, 403, 403, "http_request_denied", "not allowed")                 \
     W(LOOP, 403, 403, "proxy_loop_detected", "request came back to us")       \
+    W(LOGIN, 407, 407, "http_request_denied", "user and password wanted")     \
+    W(BROKEN, 0, 502, "destination_unavailable",                              \
+      "failed too often, not tried for a while")                              \
+    W(PARENT_LOGIN, 0, 502, "proxy_configuration_error",                      \
+      "parent proxy wants another user and password")                         \
+    W(PARENT_NO, 0, 502, "destination_unavailable", "parent proxy refused")   \
+    W(PARENT_BUSY, 0, 503, "destination_unavailable",                         \
+      "parent proxy cannot serve now")                                        \
+    W(PARENT_LATE, 0, 504, "connection_timeout",                              \
+      "parent proxy was not answered in time")                                \
     W(OVER, 0, 0, NULL, "nobody waits for it any more")                       \
     W(DRAIN, 503, 503, "proxy_internal_error", "weir is shutting down")
 #define W(name, client, upstream, error, text) WHY_##name,
@@ -82,6 +92,9 @@ struct fail { /* the first failure; later ones are its consequences */
     const char *op;           /* literal: what was being done */
     int code;                 /* errno, GnuTLS, ...; 0 = ours alone */
     const char *(*text)(int); /* sys_text, gnutls_strerror, cert_text, ... */
+    char detail[128];         /* further words, such as a rule; "": none */
+    int received;             /* status that a parent answered; 0: none */
+    bool challenged;          /* detail is its challenge, for the client */
 };
 
 /* ---- text ---------------------------------------------------------------- */
@@ -103,10 +116,53 @@ struct listener_conf {
     socklen_t len;
 };
 
+struct user_conf { /* [proxy] users = name:password */
+    char name[HOST_MAX + 1], password[HOST_MAX + 1];
+};
+
 struct resolve_conf { /* [resolve] name = address[:port] */
     char name[HOST_MAX + 1];
     char host[HOST_MAX + 1]; /* an address in text, no brackets */
     uint16_t port;           /* 0: keep the target's */
+};
+
+enum { WAYS_MAX = 16 }; /* tried for one target */
+#define PARENT_ALLOWED                                                     \
+    "allowed: http://, https:// or socks5://[user:password@]host[:port], " \
+    "direct, env"
+
+enum parent_kind { PARENT_DIRECT, PARENT_ENV, PARENT_HTTP, PARENT_SOCKS };
+
+struct parent { /* a proxy that leads on; referred to by whoever uses it */
+    atomic_int n_refs;
+    enum parent_kind kind;
+    bool tls; /* https:// */
+    bool from_env;
+    char host[HOST_MAX + 1]; /* as in struct origin */
+    uint16_t port;
+    char user[HOST_MAX + 1], password[HOST_MAX + 1]; /* user "": none */
+    char *basic;              /* Proxy-Authorization of it; NULL: none */
+    char text[HOST_MAX + 24]; /* scheme://host:port, for people */
+    /* any thread */
+    atomic_bool ourselves;  /* an environment that leads back to us */
+    atomic_int n_failed;    /* in a row */
+    atomic_llong out_until; /* ms: left out so long */
+};
+
+struct ways { /* parents in the order to be tried */
+    struct parent **at;
+    size_t n;
+};
+
+struct env_ways {                /* what the environment says */
+    struct parent *http, *https; /* NULL: direct */
+    struct match *no_proxy;
+};
+
+struct parent_rule { /* [parent NAME] */
+    char name[HOST_MAX + 1];
+    struct ways ways;
+    struct match *hosts;
 };
 
 enum level { LEVEL_ERR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
@@ -115,25 +171,40 @@ enum level { LEVEL_ERR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
  * time keep the unit of their key in the name. */
 struct config {
     atomic_int n_refs;
-    unsigned serial; /* no two of a process have the same */
     char *file;      /* where it came from; NULL: defaults alone */
+    uint64_t serial; /* another for each that was read */
 
     /* [proxy] */
     struct listener_conf *listen;
     size_t n_listen;
     char **names; /* further names and addresses that are weir itself */
     size_t n_names;
+    struct user_conf *users; /* none: nobody is asked who he is */
+    size_t n_users;
     char via[64]; /* pseudonym in Via; empty: made at start */
     int workers, exchanges, queue, stack_kib;
     int idle_s, head_s, queue_s, grace_s, linger_ms;
     int head_bytes, fields, target_bytes;
 
+    /* [access]; NULL and empty lists name nobody */
+    struct match *allow, *deny;               /* clients */
+    struct match *target_allow, *target_deny; /* where to */
+    int connections;                          /* of one client address */
+
     /* [upstream] */
     int connect_s, response_s, dns_s;
+    bool breaker;
     int reuse_per_origin, reuse_total, reuse_s;
     char *upstream_ca;      /* PEM file on top of the system's; NULL: none */
     struct match *insecure; /* hosts whose certificates are not verified */
-    struct match *h2c;      /* plain hosts that are spoken to in HTTP/2 */
+    struct ways ways; /* out, unless a rule says otherwise; none: direct */
+    struct match *no_proxy; /* hosts that are always reached directly */
+    char *parent_ca;        /* PEM file for https:// parents; NULL: none */
+    bool forward_proxy_auth;
+    struct env_ways env;
+    struct parent_rule *rules; /* [parent NAME], in their order */
+    size_t n_rules;
+    struct match *h2c; /* plain hosts that are spoken to in HTTP/2 */
 
     /* [http2] */
     int streams, window_kib, session_kib, stall_s;
@@ -141,6 +212,7 @@ struct config {
 
     /* [tunnel] */
     int stream_idle_s, half_closed_s;
+    int udp_associations;
 
     /* [intercept] */
     bool intercept;
@@ -246,6 +318,7 @@ struct head {
     struct span upgrade;
     struct span connection; /* options of all Connection fields, joined */
     bool expects_continue, te_trailers;
+    bool own; /* made by weir: what it says to the next hop is meant */
 };
 
 struct http;
@@ -350,6 +423,7 @@ struct h1 {
     bool asked_upgrade;    /* a 101 would be an answer */
     /* the writer's alone */
     bool absolute; /* set by the user: ask in absolute-form (a parent) */
+    struct span credentials; /* set by the user: Proxy-Authorization */
     enum h1_state wr;
     uint64_t wr_left; /* of H1_FIXED */
     bool we_last;     /* we said that we close, or failed to write */
@@ -449,6 +523,8 @@ struct stream {
 
 struct h2; /* one HTTP/2 session (h2.c) */
 
+struct breaker; /* who failed to be connected to */
+
 /* ---- where to, and a way to it ------------------------------------------- */
 
 struct origin {
@@ -456,6 +532,7 @@ struct origin {
     char host[HOST_MAX + 1]; /* lower case, no brackets, never empty */
     uint16_t port;
     char sni[HOST_MAX + 1]; /* name for SNI and verification; "": host */
+    bool tunnel; /* a parent must be asked for a tunnel, TLS or not */
 };
 
 /* A set; http/1.0 is HTTP, but nothing that a server would choose. */
@@ -480,10 +557,18 @@ struct clock_marks { /* µs each step took; -1: there was none */
     int64_t dns_us, connect_us, tls_us;
 };
 
+struct hop {                       /* a parent on the way, for the log */
+    char parent[HOST_MAX + 24];    /* "": none */
+    int64_t connect_us, answer_us; /* -1: there was none */
+};
+
 struct upstream { /* a way to an origin; belongs to whoever took it */
     struct origin origin;
-    unsigned serial; /* of the settings by which it was reached */
-    struct end end;  /* fd -1: a stream of a shared session */
+    struct parent *parent; /* that it leads through; NULL: none */
+    bool absolute;         /* the parent itself takes the requests */
+    uint64_t serial;       /* of the settings it was opened under */
+    struct hop hop;
+    struct end end; /* fd -1: a stream of a shared session */
     struct h1 h1;
     struct stream *stream;   /* set: http is its */
     struct session *session; /* whose stream it is (session.c) */
@@ -517,9 +602,12 @@ struct weir { /* what all connections share; one, made by proxy.c */
     uint16_t ports[16]; /* that we listen on */
     size_t n_ports;
     atomic_ullong n_conns; /* the last connection id */
+    atomic_int n_udp;      /* UDP associations */
     atomic_bool draining;  /* finish what is in flight, start nothing */
     atomic_bool stopping;  /* grace is over: end everything now */
 };
+
+enum { VIA_MAX = 256, PROXY_AUTH_MAX = 1024 };
 
 struct client { /* who asks: all that an exchange needs of its connection */
     struct weir *weir;
@@ -531,6 +619,42 @@ struct client { /* who asks: all that an exchange needs of its connection */
     bool tls;                    /* what it spoke to us */
     const struct origin *inside; /* the known target; NULL: a proxy request */
     bool own_name; /* TLS for our own name: origin-form means our pages */
+    struct sockaddr_storage from; /* its address; family 0: not known */
+    const char *denied;           /* the rule of conf against it; NULL: none */
+    /* of its last proxy request, for a parent; "": none */
+    char via[VIA_MAX];
+    char proxy_auth[PROXY_AUTH_MAX]; /* only with forward_proxy_auth */
+};
+
+/* A SOCKS conversation with a client: RFC 1928, RFC 1929, SOCKS 4 and 4a. */
+enum socks_wants { SOCKS_HELLO, SOCKS_LOGIN, SOCKS_REQUEST };
+enum socks_command { SOCKS_CONNECT = 1, SOCKS_BIND = 2, SOCKS_UDP = 3 };
+enum socks_code { /* what to answer, in the numbers of RFC 1928 section 6 */
+                  SOCKS_OK,
+                  SOCKS_FAILED,
+                  SOCKS_DENIED,
+                  SOCKS_NET_UNREACHABLE,
+                  SOCKS_HOST_UNREACHABLE,
+                  SOCKS_REFUSED,
+                  SOCKS_EXPIRED,
+                  SOCKS_NO_COMMAND,
+                  SOCKS_NO_ADDRESS,
+};
+
+struct socks {
+    int version;            /* 4 or 5; 0: this is no SOCKS */
+    enum socks_wants wants; /* the message that comes next */
+    int64_t until;          /* ms: when all of it has to be here */
+    /* of the request, once it is here */
+    int command;
+    char host[HOST_MAX + 1]; /* as in struct origin */
+    uint16_t port;
+};
+
+struct socks_said { /* one message, in the buffer that it was parsed from */
+    bool none, password; /* the methods that a hello offers */
+    struct span user, pass;
+    enum socks_code refuse; /* with WHY_PROTO: what to answer */
 };
 
 enum exchange_end {
@@ -553,6 +677,7 @@ struct exchange {
     /* for the log */
     struct origin origin;
     struct clock_marks took;
+    struct hop hop;
     char addr[ADDR_MAX]; /* of the origin; "": none was reached */
     bool reused;
     enum version spoke;            /* with the origin; meant if addr is set */
@@ -583,6 +708,8 @@ enum conn_state {
     ST_SESSION,
     ST_TUNNEL,
     ST_LINGER,
+    ST_SOCKS,
+    ST_UDP,
     ST_CLOSE,
     ST_PARKED, /* the accept thread has it; conn_run() goes on when it wakes */
     ST_DONE,
@@ -597,6 +724,7 @@ struct conn {
     enum conn_state resume; /* where to go on after ST_PARKED */
     struct worker *worker;  /* while one runs it */
     struct hello hello;     /* of the handshake to come */
+    struct socks socks;     /* version 0: the client speaks something else */
     struct origin target;   /* of a CONNECT, of an interception */
     bool target_known;      /* target is set: this is no proxy request */
     bool opaque;            /* what comes next is no HTTP */
@@ -662,6 +790,9 @@ const struct config_key *config_key(size_t i); /* NULL: there is no i-th */
 struct match *match_parse(const char *text, char *err, size_t cap);
 bool match_add(struct match *, const char *text, char *err, size_t cap);
 bool match_split(char *text, char **host, char **port); /* "[::1]:80", "a" */
+const char *match_find(const struct match *, const char *host, uint16_t port);
+const char *match_find_address(const struct match *, const struct sockaddr *,
+                               uint16_t port); /* the item; NULL: none */
 bool match_host(const struct match *, const char *host, uint16_t port);
 bool match_empty(const struct match *);
 void match_free(struct match *);
@@ -690,13 +821,16 @@ void stack_rest(void); /* unused pages of this thread's stack go back */
 struct conn *conn_new(struct weir *, int fd, const struct sockaddr *,
                       socklen_t);
 enum conn_state conn_run(struct conn *, struct worker *); /* PARKED or DONE */
-void conn_refuse(struct conn *, enum why); /* without waiting; then conn_free */
-void conn_timeout(struct conn *);          /* parked past its `until` */
+void conn_refuse(struct conn *, enum why,
+                 const char *op); /* without waiting; then conn_free */
+void conn_timeout(struct conn *); /* parked past its `until` */
 void conn_free(struct conn *);
 /* A CONNECT's target that a stream leads to; the other end of fd is pumped. */
 struct conn *conn_new_inside(const struct client *, int fd,
                              const struct origin *, struct upstream *);
 /* May what follows a CONNECT to o be looked into? */
+enum why connect_route(struct client *, struct head *req, struct origin *,
+                       struct fail *); /* where a CONNECT leads */
 bool conn_wants(const struct config *, const struct origin *);
 
 /* ---- serve.c: one stream of a client's session --------------------------- */
@@ -741,6 +875,8 @@ int64_t now_ms(void), now_us(void); /* monotonic */
 enum why fail_note(struct fail *, enum side, enum why, const char *op, int code,
                    const char *(*text)(int));
 enum why fail_own(struct fail *, enum side, enum why, const char *op);
+enum why fail_say(struct fail *, enum side, enum why, const char *op,
+                  const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 enum why fail_sys(struct fail *, enum side, const char *op, int code);
 enum why fail_tls(struct fail *, enum side, const char *op, int rc);
 enum why fail_alert(struct fail *, enum side, const char *op, int alert);
@@ -780,6 +916,8 @@ bool field_is_hop(const struct head *, struct span name); /* 7.6.1, or named */
 bool field_ok_in_trailer(struct span name);               /* 6.5.1 */
 const char *status_reason(int status);
 const char *version_name(enum version); /* "http/1.1" */
+
+bool head_came_by(const struct head *, const char *via); /* our own Via? */
 
 /* Split host[:port]; brackets removed, lower case; port 0: none given. */
 bool authority_parse(struct span, char host[HOST_MAX + 1], uint16_t *port);
@@ -890,6 +1028,53 @@ struct stream *h2_open(struct h2 *, bool *used);
 int h2_extended(struct h2 *, int64_t until); /* 1: yes, 0: no, -1: over */
 void h2_stop(struct h2 *);                   /* end it, from any thread */
 
+/* ---- acl.c: who may use weir, and where to ----------------------------------
+ */
+
+bool access_login(const struct config *, struct span user, struct span pass);
+const char *access_client(const struct config *, const struct sockaddr *);
+enum access {                 /* what is known of a target */
+              ACCESS_GRANTED, /* nothing is left to be asked: a parent, say */
+              ACCESS_BY_NAME, /* its name may be reached, its addresses not if
+                                 denied */
+              ACCESS_BY_ADDRESS, /* only the addresses that are allowed */
+};
+const char *access_rule(const struct config *, const char *host, uint16_t port,
+                        enum access *); /* NULL: it may be reached */
+enum why access_target(const struct client *, const char *host, uint16_t port,
+                       enum access *, struct fail *);
+bool access_address(const struct client *, const struct sockaddr *, enum access,
+                    const char **rule);
+enum why access_denied(const struct client *, const char *target, uint16_t port,
+                       const char *rule, struct fail *);
+/* May this request be made?  Its Proxy-Authorization is looked at. */
+enum why access_request(const struct client *, const struct head *,
+                        bool ourselves, struct fail *);
+
+/* ---- socks.c: SOCKS 4, 4a and 5 ------------------------------------------ */
+
+enum why socks_parse(const struct socks *, const char *raw, size_t len,
+                     size_t *used, struct socks_said *, struct socks *next);
+enum why socks_listen(struct socks *, struct end *, const struct client *,
+                      struct fail *); /* WHY_MORE: read on, call again */
+enum why socks_answer(const struct socks *, struct end *, enum socks_code,
+                      const struct sockaddr *bound, struct fail *);
+enum socks_code socks_code(const struct fail *);
+enum why socks_parse_datagram(const char *raw, size_t len,
+                              char host[HOST_MAX + 1], uint16_t *port,
+                              size_t *used);
+size_t socks_put_datagram(char out[22], const struct sockaddr *from);
+enum why socks_ask(struct end *, const struct origin *, const struct parent *,
+                   bool *spoke, struct fail *); /* as a client */
+
+/* ---- udp.c: the UDP associations of SOCKS 5 ------------------------------ */
+
+struct udp_result { /* bytes */
+    uint64_t up, down;
+};
+enum why udp_relay(const struct client *, struct end *control,
+                   const struct socks *, struct udp_result *, struct fail *);
+
 /* ---- ca.c: our certificate authority, on disk ---------------------------- */
 
 struct ca {    /* never changes once made */
@@ -956,10 +1141,43 @@ extern struct resolver dns_resolver; /* set before the first lookup */
 
 /* ---- dial.c: host and port -> connected socket --------------------------- */
 
-enum why dial(const struct client *, const char *host, uint16_t port, int *fd,
-              char addr[ADDR_MAX], struct clock_marks *, struct fail *);
+enum why dial(const struct client *, const char *host, uint16_t port,
+              enum access, int *fd, char addr[ADDR_MAX], struct clock_marks *,
+              struct fail *);
+void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 uint16_t address_port(const struct sockaddr_storage *);
+
+/* ---- breaker.c: origins that cannot be connected to -------------------------
+ */
+
+struct breaker *breaker_new(void);
+void breaker_free(struct breaker *);
+enum why breaker_ask(struct breaker *, const char *host, uint16_t port,
+                     bool *trial, struct fail *);
+void breaker_tell(struct breaker *, const char *host, uint16_t port, bool trial,
+                  enum why, uint64_t conn);
+
+/* ---- parent.c: ways out through other proxies -------------------------------
+ */
+
+struct parent *parent_parse(const char *text); /* NULL: malformed */
+struct parent *parent_take(struct parent *);
+void parent_give(struct parent *);
+bool parent_same(const struct parent *, const struct parent *);
+bool ways_add(struct ways *, struct parent *);
+void ways_clear(struct ways *);
+bool ways_env(struct env_ways *, char *err, size_t cap);
+bool no_proxy_add(struct match *, const char *text, char *err, size_t cap);
+size_t parent_choose(const struct config *, const struct origin *,
+                     struct parent *out[WAYS_MAX]); /* NULL: directly */
+void parent_judge(struct parent *, const struct fail *, uint64_t conn);
+bool parent_is_direct(const struct config *, const struct origin *);
+bool parent_absolute(const struct parent *, const struct origin *);
+struct span parent_credentials(const struct client *, const struct parent *);
+struct secure;
+enum why parent_open(const struct client *, struct secure *, struct upstream *,
+                     bool *again, struct fail *);
 
 /* ---- secure.c: TLS to origins, and what is remembered of them ------------ */
 
@@ -968,6 +1186,8 @@ struct secure *secure_new(const struct config *, char *err, size_t cap);
 void secure_free(struct secure *);
 enum why secure_connect(struct secure *, const struct client *,
                         struct upstream *, unsigned alpn, struct fail *);
+enum why secure_parent(struct secure *, const struct client *, struct end *,
+                       const struct parent *, struct fail *);
 void secure_save_ticket(struct secure *, struct upstream *);
 bool secure_known(struct secure *, const struct origin *, struct known *);
 const char *cert_text(int status); /* why a certificate was refused */
@@ -999,6 +1219,14 @@ bool upstream_has(const struct client *, const struct origin *);
 bool upstream_known(const struct client *, const struct origin *,
                     struct known *);
 bool origin_same(const struct origin *, const struct origin *);
+/* Can this way serve that origin, as the settings are now? */
+bool upstream_fits(const struct client *, const struct upstream *,
+                   const struct origin *);
+/* A way's parent answered (f NULL), or broke off before it did. */
+void upstream_judge(const struct client *, struct upstream *,
+                    const struct fail *);
+/* Keep of a proxy request what a parent has to be told. */
+void upstream_note_request(struct client *, const struct head *);
 
 /* ---- session.c: HTTP/2 connections that exchanges share ------------------ */
 
@@ -1009,10 +1237,12 @@ void sessions_free(struct sessions *);
 void sessions_reap(struct sessions *);
 enum why session_start(struct sessions *, const struct client *,
                        struct upstream *, struct fail *);
-bool session_take(struct sessions *, const struct origin *, struct upstream *);
+bool session_take(struct sessions *, const struct client *,
+                  const struct origin *, const struct parent *,
+                  struct upstream *);
 bool session_extended(const struct upstream *);
 struct dialling *sessions_turn(struct sessions *, const struct origin *,
-                               int64_t until);
+                               const struct parent *, int64_t until);
 void sessions_turned(struct sessions *, struct dialling *);
 
 /* ---- tunnel.c: bytes both ways ------------------------------------------- */
@@ -1041,6 +1271,8 @@ void log_span(struct line *, const char *key, struct span value);
 void log_int(struct line *, const char *key, int64_t value);
 /* As 1.234; a negative time is left out. */
 void log_ms(struct line *, const char *key, int64_t us);
+struct hop;
+void log_hop(struct line *, const struct hop *);   /* parent= and its times */
 void log_fail(struct line *, const struct fail *); /* why= by= op= error= */
 void log_send(struct line *);
 /* A whole line: event and free text; conn 0: none. */

@@ -41,8 +41,15 @@ struct memory { /* of one origin */
     struct memory *newer, *older; /* by last use */
 };
 
+struct trust { /* in whom we trust; the system's roots come when first needed */
+    gnutls_certificate_credentials_t store;
+    bool has_roots; /* needs the lock of struct secure */
+};
+
 struct secure {
-    gnutls_certificate_credentials_t trust;
+    struct trust trust;   /* for origins */
+    struct trust parents; /* for https:// parents, if that is another */
+    bool parents_apart;
     gnutls_priority_t priority;
     pthread_mutex_t lock;
     /* needs lock */
@@ -307,7 +314,7 @@ secure_save_ticket(struct secure *s, struct upstream *up)
     gnutls_datum_t data;
     struct memory *m;
 
-    if (session == NULL || up->ticket_saved)
+    if (!up->origin.tls || session == NULL || up->ticket_saved)
         return;
     if (gnutls_protocol_get_version(session) == GNUTLS_TLS1_3 &&
         !(gnutls_session_get_flags(session) & GNUTLS_SFLAGS_SESSION_TICKET))
@@ -372,10 +379,28 @@ chosen_alpn(gnutls_session_t session)
     return ALPN_OTHER;
 }
 
-/* A client session for an origin, ready for its handshake; NULL: noted. */
+/* A client session, ready for its handshake; NULL: noted. */
+/* The store of a trust, with the system's roots in it.  Nobody uses it before
+ * they are: a session takes it only from here. */
+static gnutls_certificate_credentials_t
+trust_store(struct secure *s, struct trust *t)
+{
+    int rc = 0;
+
+    pthread_mutex_lock(&s->lock);
+    if (!t->has_roots)
+        rc = gnutls_certificate_set_x509_system_trust(t->store);
+    t->has_roots = true;
+    pthread_mutex_unlock(&s->lock);
+    if (rc < 0)
+        log_say(LEVEL_WARN, 0, "trust", "the system's roots: %s",
+                gnutls_strerror(rc));
+    return t->store;
+}
+
 static gnutls_session_t
-session_new(struct secure *s, const struct upstream *up, const char *name,
-            unsigned alpn, struct fail *f)
+session_new(struct secure *s, gnutls_certificate_credentials_t trust,
+            const char *name, unsigned alpn, struct fail *f)
 {
     gnutls_session_t session;
     int rc = gnutls_init(&session, GNUTLS_CLIENT);
@@ -385,8 +410,8 @@ session_new(struct secure *s, const struct upstream *up, const char *name,
         return NULL;
     }
     if ((rc = gnutls_priority_set(session, s->priority)) < 0 ||
-        (rc = gnutls_credentials_set(session, GNUTLS_CRD_CERTIFICATE,
-                                     s->trust)) < 0 ||
+        (rc = gnutls_credentials_set(session, GNUTLS_CRD_CERTIFICATE, trust)) <
+            0 ||
         (rc = offer_alpn(session, alpn)) < 0 ||
         (!host_is_address(name) &&
          (rc = gnutls_server_name_set(session, GNUTLS_NAME_DNS, name,
@@ -395,7 +420,6 @@ session_new(struct secure *s, const struct upstream *up, const char *name,
         gnutls_deinit(session);
         return NULL;
     }
-    use_ticket(s, session, up);
     return session;
 }
 
@@ -419,10 +443,12 @@ secure_connect(struct secure *s, const struct client *c, struct upstream *up,
     gnutls_session_t session;
     enum why why;
 
-    assert(o->tls && up->end.tls == NULL);
+    assert(o->tls && up->http == NULL); /* TLS to a parent may be below */
     up->insecure = match_host(c->conf->insecure, name, o->port);
-    if ((session = session_new(s, up, name, alpn, f)) == NULL)
+    if ((session = session_new(s, trust_store(s, &s->trust), name, alpn, f)) ==
+        NULL)
         return f->why;
+    use_ticket(s, session, up);
     why = end_handshake(&up->end, session,
                         now_ms() + c->conf->connect_s * 1000LL, f);
     if (why == WHY_NONE && !up->insecure &&
@@ -436,14 +462,75 @@ secure_connect(struct secure *s, const struct client *c, struct upstream *up,
     return why;
 }
 
+/*
+ * secure_parent - TLS to an https:// parent, verified against parent_ca.
+ *
+ * end  connected and plain
+ *
+ * Nothing is remembered of it: its connections are kept and used again.
+ * Returns as secure_connect() does.  Blocks: connect_s.
+ */
+enum why
+secure_parent(struct secure *s, const struct client *c, struct end *end,
+              const struct parent *p, struct fail *f)
+{
+    gnutls_session_t session = session_new(
+        s, trust_store(s, s->parents_apart ? &s->parents : &s->trust), p->host,
+        ALPN_HTTP1, f);
+    enum why why;
+
+    if (session == NULL)
+        return f->why;
+    why =
+        end_handshake(end, session, now_ms() + c->conf->connect_s * 1000LL, f);
+    if (why == WHY_NONE && !match_host(c->conf->insecure, p->host, p->port) &&
+        (why = verify(session, p->host, f)) != WHY_NONE)
+        end_alert(end, GNUTLS_A_BAD_CERTIFICATE);
+    return why;
+}
+
 /* ---- start and end ------------------------------------------------------- */
 
+/* The CAs of a file if there is one.  False: err. */
+static bool
+trust_begin(struct trust *t, const char *key, const char *file, char *err,
+            size_t cap)
+{
+    int rc = gnutls_certificate_allocate_credentials(&t->store);
+
+    if (rc < 0) {
+        snprintf(err, cap, "TLS: %s", gnutls_strerror(rc));
+        return false;
+    }
+    if (file == NULL)
+        return true;
+    rc = gnutls_certificate_set_x509_trust_file(t->store, file,
+                                                GNUTLS_X509_FMT_PEM);
+    if (rc > 0)
+        return true;
+    snprintf(err, cap, "%s %s: %s", key, file,
+             rc == 0 ? "no certificate in it" : gnutls_strerror(rc));
+    return false;
+}
+
+/* Parents need a trust of their own only if they have a CA of their own, or
+ * origins have. */
+static bool
+trusts_begin(struct secure *s, const struct config *conf, char *err, size_t cap)
+{
+    if (!trust_begin(&s->trust, "upstream_ca", conf->upstream_ca, err, cap))
+        return false;
+    s->parents_apart = conf->parent_ca != NULL || conf->upstream_ca != NULL;
+    return !s->parents_apart ||
+           trust_begin(&s->parents, "parent_ca", conf->parent_ca, err, cap);
+}
+
 /*
- * secure_new - load the trust store.
+ * secure_new - begin the trust store.
  *
  * err  says what is wrong when NULL is returned
  *
- * Takes some 10 ms: the system's roots are parsed.
+ * The system's roots, some 10 ms and 4 MiB, come with the first TLS.
  */
 struct secure *
 secure_new(const struct config *conf, char *err, size_t cap)
@@ -456,27 +543,13 @@ secure_new(const struct config *conf, char *err, size_t cap)
         return NULL;
     }
     pthread_mutex_init(&s->lock, NULL);
-    if ((rc = gnutls_certificate_allocate_credentials(&s->trust)) < 0 ||
-        (rc = gnutls_priority_init(&s->priority,
-                                   "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2",
-                                   NULL)) < 0) {
+    rc = gnutls_priority_init(
+        &s->priority, "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2", NULL);
+    if (rc < 0)
         snprintf(err, cap, "TLS: %s", gnutls_strerror(rc));
+    if (rc < 0 || !trusts_begin(s, conf, err, cap)) {
         secure_free(s);
         return NULL;
-    }
-    rc = gnutls_certificate_set_x509_system_trust(s->trust);
-    if (rc < 0)
-        log_say(LEVEL_WARN, 0, "trust", "the system's roots: %s",
-                gnutls_strerror(rc));
-    if (conf->upstream_ca != NULL) {
-        rc = gnutls_certificate_set_x509_trust_file(s->trust, conf->upstream_ca,
-                                                    GNUTLS_X509_FMT_PEM);
-        if (rc <= 0) {
-            snprintf(err, cap, "upstream_ca %s: %s", conf->upstream_ca,
-                     rc == 0 ? "no certificate in it" : gnutls_strerror(rc));
-            secure_free(s);
-            return NULL;
-        }
     }
     return s;
 }
@@ -490,8 +563,10 @@ secure_free(struct secure *s)
         memory_forget(s, s->oldest);
     if (s->priority != NULL)
         gnutls_priority_deinit(s->priority);
-    if (s->trust != NULL)
-        gnutls_certificate_free_credentials(s->trust);
+    if (s->parents.store != NULL)
+        gnutls_certificate_free_credentials(s->parents.store);
+    if (s->trust.store != NULL)
+        gnutls_certificate_free_credentials(s->trust.store);
     pthread_mutex_destroy(&s->lock);
     free(s);
 }

@@ -136,12 +136,12 @@ static void
 serve_connect(struct served *v, struct exchange *x)
 {
     struct client *c = &v->client;
-    bool ourselves, own, wanted;
+    bool own, wanted;
     struct upstream *up = NULL;
     struct origin to, https;
     struct fail f = {0};
 
-    if (head_route(x->req, c, &to, &ourselves, &x->fail) != WHY_NONE) {
+    if (connect_route(c, x->req, &to, &x->fail) != WHY_NONE) {
         exchange_refuse(x);
         return;
     }

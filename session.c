@@ -36,6 +36,7 @@ struct session {
 
 struct dialling { /* somebody finds out what an origin speaks */
     struct origin origin;
+    struct parent *parent; /* the way it is tried by; NULL: directly */
     struct dialling *next;
     int n_waiting;
     bool ended;
@@ -54,11 +55,13 @@ struct sessions {
 
 /* Needs lock. */
 static struct dialling *
-dialling_find(struct sessions *ss, const struct origin *o)
+dialling_find(struct sessions *ss, const struct origin *o,
+              const struct parent *parent)
 {
     struct dialling *d = ss->dialling;
 
-    while (d != NULL && (d->ended || !origin_same(&d->origin, o)))
+    while (d != NULL && (d->ended || !origin_same(&d->origin, o) ||
+                         !parent_same(d->parent, parent)))
         d = d->next;
     return d;
 }
@@ -72,6 +75,7 @@ dialling_free(struct sessions *ss, struct dialling *d)
     while (*at != d)
         at = &(*at)->next;
     *at = d->next;
+    parent_give(d->parent);
     free(d);
 }
 
@@ -84,12 +88,13 @@ dialling_free(struct sessions *ss, struct dialling *d)
  * there may be a session now (or dial at once: nobody waits twice).
  */
 struct dialling *
-sessions_turn(struct sessions *ss, const struct origin *o, int64_t until)
+sessions_turn(struct sessions *ss, const struct origin *o,
+              const struct parent *parent, int64_t until)
 {
     struct dialling *d, *mine = NULL;
 
     pthread_mutex_lock(&ss->lock);
-    if ((d = dialling_find(ss, o)) != NULL) {
+    if ((d = dialling_find(ss, o, parent)) != NULL) {
         d->n_waiting++;
         while (!d->ended && now_ms() < until)
             (void)cond_until(&ss->turned, &ss->lock, until);
@@ -97,6 +102,7 @@ sessions_turn(struct sessions *ss, const struct origin *o, int64_t until)
             dialling_free(ss, d);
     } else if ((mine = calloc(1, sizeof *mine)) != NULL) {
         mine->origin = *o;
+        mine->parent = parent_take((struct parent *)parent);
         mine->next = ss->dialling;
         ss->dialling = mine;
     }
@@ -163,6 +169,7 @@ session_free(struct session *s)
 {
     h2_free(s->h2);
     end_clear(&s->way.end);
+    parent_give(s->way.parent);
     free(s);
 }
 
@@ -177,6 +184,10 @@ session_lend(struct session *s, struct upstream *up)
         return false;
     memcpy(up->addr, s->way.addr, sizeof up->addr);
     up->origin = s->way.origin;
+    up->serial = s->way.serial;
+    up->hop = s->way.hop;
+    if (up->parent == NULL)
+        up->parent = parent_take(s->way.parent);
     up->took = s->way.took;
     up->insecure = s->way.insecure;
     up->reused = used;
@@ -205,10 +216,12 @@ session_start(struct sessions *ss, const struct client *c, struct upstream *up,
     s->all = ss;
     s->weir = c->weir;
     s->way = *up;
+    s->way.parent = parent_take(up->parent);
     s->reuse_ms = c->conf->reuse_s > 0 ? c->conf->reuse_s * 1000 : 1;
     s->h2 = h2_new(&s->way.end, SIDE_ORIGIN, c->conf, &user);
     if (s->h2 == NULL || !session_lend(s, up)) {
         h2_free(s->h2);
+        parent_give(s->way.parent);
         free(s);
         return fail_own(f, SIDE_WEIR, WHY_BUSY, "out of memory");
     }
@@ -219,6 +232,7 @@ session_start(struct sessions *ss, const struct client *c, struct upstream *up,
         up->http = NULL;
         up->end = s->way.end;
         h2_free(s->h2);
+        parent_give(s->way.parent);
         free(s);
         return fail_own(f, SIDE_WEIR, WHY_BUSY, "start a thread");
     }
@@ -233,18 +247,21 @@ session_start(struct sessions *ss, const struct client *c, struct upstream *up,
  * session_take - a stream of a session with the origin, if there is one with
  * room.
  *
- * up  a way that is nothing yet but its serial, which must be the session's;
- *     filled in
+ * c   whose settings must be those that the session was opened under
+ * up  a way that is nothing yet; filled in
  */
 bool
-session_take(struct sessions *ss, const struct origin *o, struct upstream *up)
+session_take(struct sessions *ss, const struct client *c,
+             const struct origin *o, const struct parent *parent,
+             struct upstream *up)
 {
     bool taken = false;
 
     pthread_mutex_lock(&ss->lock);
     for (struct session *s = ss->first; s != NULL && !taken; s = s->next)
-        taken = !s->over && s->way.serial == up->serial &&
-                origin_same(&s->way.origin, o) && session_lend(s, up);
+        taken = !s->over && origin_same(&s->way.origin, o) &&
+                parent_same(s->way.parent, parent) &&
+                s->way.serial == c->conf->serial && session_lend(s, up);
     pthread_mutex_unlock(&ss->lock);
     return taken;
 }

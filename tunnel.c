@@ -414,11 +414,13 @@ tunnel_log(const struct client *c, const struct upstream *up,
         log_int(&l, "stream", c->stream);
     log_str(&l, "client", c->addr);
     log_str(&l, "target", target);
-    log_str(&l, "origin", up->addr);
+    if (up->hop.parent[0] == '\0')
+        log_str(&l, "origin", up->addr);
     log_int(&l, "up", (int64_t)r->up);
     log_int(&l, "down", (int64_t)r->down);
     log_ms(&l, "dns_ms", up->took.dns_us);
     log_ms(&l, "connect_ms", up->took.connect_us);
+    log_hop(&l, &up->hop);
     log_ms(&l, "ms", now_us() - from_us);
     log_str(&l, "ended_by", side_name(r->ended_by));
     log_fail(&l, &r->fail);

@@ -1,6 +1,9 @@
 /*
  * upstream.c - from a target to a connected, ready origin.
  *
+ * The one room that opens ways to targets: directly by dial.c, or through a
+ * parent by parent.c.
+ *
  * Takes a way to an origin out of a cache of idle ones, or dials (dial.c) and
  * makes it ready: TLS (secure.c) and a codec to speak on.  Whoever takes a way
  * owns it until he gives it back or frees it.  The cache also holds ways that
@@ -23,6 +26,7 @@ enum { BUCKETS = 256 }; /* a power of two */
 
 struct upstreams {
     struct secure *secure;
+    struct breaker *breaker;
     struct sessions *sessions; /* HTTP/2 ways, which are shared */
     pthread_mutex_t lock;
     /* needs lock */
@@ -37,6 +41,16 @@ origin_same(const struct origin *a, const struct origin *b)
 {
     return a->tls == b->tls && a->port == b->port &&
            strcmp(a->host, b->host) == 0 && strcmp(a->sni, b->sni) == 0;
+}
+
+/* Does this way lead to that origin through that parent?  Through an HTTP
+ * parent a tunnel and its own requests are two different things. */
+static bool
+way_same(const struct upstream *up, const struct origin *o,
+         const struct parent *parent)
+{
+    return origin_same(&up->origin, o) && parent_same(up->parent, parent) &&
+           up->absolute == parent_absolute(parent, o);
 }
 
 static size_t
@@ -81,17 +95,18 @@ cache_link(struct upstreams *us, struct upstream *up)
     us->n++;
 }
 
-/* The oldest idle way to the same origin, if there are max of them already.
+/* The oldest idle way like this one, if there are max of them already.
  * Needs us->lock. */
 static struct upstream *
-cache_surplus(struct upstreams *us, const struct origin *o, int max)
+cache_surplus(struct upstreams *us, const struct upstream *like, int max)
 {
+    const struct origin *o = &like->origin;
     struct upstream *last = NULL;
     int n = 0;
 
     for (struct upstream *up = us->buckets[bucket_of(o)]; up != NULL;
          up = up->next) {
-        if (!origin_same(&up->origin, o))
+        if (!way_same(up, o, like->parent))
             continue;
         last = up;
         n++;
@@ -103,13 +118,14 @@ cache_surplus(struct upstreams *us, const struct origin *o, int max)
  * One that other settings led to is none: [resolve] or insecure may say
  * something else by now. */
 static struct upstream *
-cache_take(struct upstreams *us, const struct origin *o, unsigned serial)
+cache_take(struct upstreams *us, const struct origin *o,
+           const struct parent *parent, uint64_t serial)
 {
     struct upstream *up;
 
     pthread_mutex_lock(&us->lock);
     up = us->buckets[bucket_of(o)];
-    while (up != NULL && (up->serial != serial || !origin_same(&up->origin, o)))
+    while (up != NULL && (up->serial != serial || !way_same(up, o, parent)))
         up = up->next;
     if (up != NULL)
         cache_unlink(us, up);
@@ -129,13 +145,14 @@ upstream_alive(struct upstream *up)
 
 /* Take one that is alive; the dead ones met on the way are closed. */
 static struct upstream *
-cache_take_alive(const struct client *c, const struct origin *o)
+cache_take_alive(const struct client *c, const struct origin *o,
+                 const struct parent *parent)
 {
     struct upstreams *us = c->weir->upstreams;
     int64_t since = now_ms() - c->conf->reuse_s * 1000LL;
     struct upstream *up;
 
-    while ((up = cache_take(us, o, c->conf->serial)) != NULL) {
+    while ((up = cache_take(us, o, parent, c->conf->serial)) != NULL) {
         if (up->given_at >= since && upstream_alive(up))
             return up;
         upstream_free(up);
@@ -156,7 +173,79 @@ upstream_free(struct upstream *up)
     else if (up->http != NULL)
         h1_clear(&up->h1);
     end_clear(&up->end);
+    parent_give(up->parent);
     free(up);
+}
+
+/* Directly, unless that has failed too often. */
+static enum why
+dial_direct(const struct client *c, struct upstream *up, enum access what,
+            struct fail *f)
+{
+    const struct origin *o = &up->origin;
+    struct breaker *b = c->conf->breaker ? c->weir->upstreams->breaker : NULL;
+    bool trial = false;
+    int fd = -1;
+    enum why why = WHY_NONE;
+
+    if (b != NULL)
+        why = breaker_ask(b, o->host, o->port, &trial, f);
+    if (why != WHY_NONE)
+        return why;
+    why = dial(c, o->host, o->port, what, &fd, up->addr, &up->took, f);
+    if (b != NULL)
+        breaker_tell(b, o->host, o->port, trial, why, c->id);
+    end_init(&up->end, fd, SIDE_ORIGIN, c->conf->idle_s * 1000);
+    return why;
+}
+
+/* A new way through one parent (NULL: directly), connected and bare.  NULL: f
+ * is noted; *again tells whether the next parent may have better luck. */
+static struct upstream *
+way_open(const struct client *c, const struct origin *o, struct parent *parent,
+         enum access what, bool *again, struct fail *f)
+{
+    struct upstream *up = calloc(1, sizeof *up);
+    enum why why;
+
+    *again = false;
+    if (up == NULL) {
+        fail_own(f, SIDE_WEIR, WHY_BUSY, "out of memory");
+        return NULL;
+    }
+    up->origin = *o;
+    up->serial = c->conf->serial;
+    up->parent = parent_take(parent);
+    up->took = (struct clock_marks){-1, -1, -1};
+    up->hop.connect_us = up->hop.answer_us = -1;
+    end_init(&up->end, -1, SIDE_ORIGIN, c->conf->idle_s * 1000);
+    if (parent != NULL && what == ACCESS_BY_ADDRESS) {
+        why = access_denied(c, o->host, o->port, "not in target_allow", f);
+    } else if (parent != NULL) {
+        why = parent_open(c, c->weir->upstreams->secure, up, again, f);
+    } else {
+        why = dial_direct(c, up, what, f);
+    }
+    if (why == WHY_NONE)
+        return up;
+    upstream_free(up);
+    return NULL;
+}
+
+/* way_open(), but an environment that leads back to ourselves is none. */
+static struct upstream *
+way_dial(const struct client *c, const struct origin *o, struct parent *parent,
+         enum access what, bool *again, struct fail *f)
+{
+    struct upstream *up;
+
+    *f = (struct fail){0}; /* of the parent before this one */
+    up = way_open(c, o, parent, what, again, f);
+    if (up != NULL || f->why != WHY_LOOP || parent == NULL ||
+        !atomic_load(&parent->ourselves))
+        return up;
+    *f = (struct fail){0};
+    return way_open(c, o, NULL, what, again, f);
 }
 
 /*
@@ -170,21 +259,19 @@ upstream_free(struct upstream *up)
 struct upstream *
 upstream_dial(const struct client *c, const struct origin *o, struct fail *f)
 {
-    struct upstream *up = calloc(1, sizeof *up);
-    int fd = -1;
+    struct parent *ways[WAYS_MAX];
+    struct origin through = *o;
+    struct upstream *up = NULL;
+    enum access what;
+    bool again = true;
+    size_t n;
 
-    if (up == NULL) {
-        fail_own(f, SIDE_WEIR, WHY_BUSY, "out of memory");
+    through.tunnel = true;
+    if (access_target(c, o->host, o->port, &what, f) != WHY_NONE)
         return NULL;
-    }
-    up->origin = *o;
-    up->serial = c->conf->serial;
-    up->took = (struct clock_marks){-1, -1, -1};
-    if (dial(c, o->host, o->port, &fd, up->addr, &up->took, f) != WHY_NONE) {
-        free(up);
-        return NULL;
-    }
-    end_init(&up->end, fd, SIDE_ORIGIN, c->conf->idle_s * 1000);
+    n = parent_choose(c->conf, &through, ways);
+    for (size_t i = 0; i < n && up == NULL && again; i++)
+        up = way_dial(c, &through, ways[i], what, &again, f);
     return up;
 }
 
@@ -226,6 +313,7 @@ upstream_ready(const struct client *c, struct upstream *up, unsigned alpn,
     if (speaks_h2(c, up, alpn))
         return session_start(c->weir->upstreams->sessions, c, up, f);
     h1_init(&up->h1, &up->end, SIDE_ORIGIN, c->conf);
+    up->h1.absolute = up->absolute;
     up->http = &up->h1.http;
     return WHY_NONE;
 }
@@ -252,14 +340,14 @@ upstream_side(struct upstream *up)
 /* A stream of a session that is there already; NULL: there is none, or not for
  * this upgrade. */
 static struct upstream *
-take_shared(const struct client *c, const struct origin *o, struct span upgrade)
+take_shared(const struct client *c, const struct origin *o,
+            const struct parent *parent, struct span upgrade)
 {
     struct upstream *up = calloc(1, sizeof *up);
 
     if (up == NULL)
         return NULL;
-    up->serial = c->conf->serial;
-    if (session_take(c->weir->upstreams->sessions, o, up) &&
+    if (session_take(c->weir->upstreams->sessions, c, o, parent, up) &&
         upstream_serves(up, upgrade))
         return up;
     if (up->stream == NULL) /* its end was never begun */
@@ -268,22 +356,30 @@ take_shared(const struct client *c, const struct origin *o, struct span upgrade)
     return NULL;
 }
 
+struct wish { /* what a way is wanted for */
+    const struct origin *origin;
+    struct span upgrade;
+    enum access what;
+};
+
 /* Dial and make ready.  An origin that turns out to speak HTTP/2 and not to
  * take this upgrade is asked again, for HTTP/1 alone. */
 static struct upstream *
-take_new(const struct client *c, const struct origin *o, struct span upgrade,
-         struct upstream *up, struct fail *f)
+take_new(const struct client *c, const struct wish *w, struct parent *parent,
+         struct upstream *up, bool *again, struct fail *f)
 {
     unsigned alpn = ALPN_HTTP1 | ALPN_H2;
 
     for (;;) {
-        if (up == NULL && (up = upstream_dial(c, o, f)) == NULL)
+        if (up == NULL &&
+            (up = way_dial(c, w->origin, parent, w->what, again, f)) == NULL)
             return NULL;
+        *again = false;
         if (upstream_ready(c, up, alpn, f) != WHY_NONE) {
             upstream_free(up);
             return NULL;
         }
-        if (alpn == ALPN_HTTP1 || upstream_serves(up, upgrade))
+        if (alpn == ALPN_HTTP1 || upstream_serves(up, w->upgrade))
             return up;
         upstream_free(up);
         up = NULL;
@@ -293,13 +389,52 @@ take_new(const struct client *c, const struct origin *o, struct span upgrade,
 
 /* May this origin speak HTTP/2, for all we know? */
 static bool
-may_share(const struct client *c, const struct origin *o)
+may_share(const struct client *c, const struct origin *o,
+          const struct parent *parent)
 {
     struct known known;
 
+    if (parent_absolute(parent, o))
+        return false;
     if (!o->tls)
         return match_host(c->conf->h2c, o->host, o->port);
     return !upstream_known(c, o, &known) || (known.alpn & ALPN_H2);
+}
+
+/* A way by one parent (NULL: directly).  *again: the next one may do better. */
+static struct upstream *
+take_by(const struct client *c, const struct wish *w, struct parent *parent,
+        bool fresh, bool *again, struct fail *f)
+{
+    const struct origin *o = w->origin;
+    struct sessions *ss = c->weir->upstreams->sessions;
+    struct dialling *turn = NULL;
+    struct upstream *up = fresh ? NULL : cache_take_alive(c, o, parent);
+
+    *again = false;
+    if (up != NULL && up->http != NULL) {
+        up->reused = true;
+        return up;
+    }
+    if (may_share(c, o, parent)) {
+        struct upstream *shared = take_shared(c, o, parent, w->upgrade);
+
+        if (shared == NULL) {
+            turn = sessions_turn(
+                ss, o, parent,
+                now_ms() + (c->conf->dns_s + 2 * c->conf->connect_s) * 1000LL);
+            if (turn == NULL || !may_share(c, o, parent))
+                shared = take_shared(c, o, parent, w->upgrade);
+        }
+        if (shared != NULL) {
+            sessions_turned(ss, turn);
+            upstream_give(c, up);
+            return shared;
+        }
+    }
+    up = take_new(c, w, parent, up, again, f);
+    sessions_turned(ss, turn);
+    return up;
 }
 
 /*
@@ -311,38 +446,23 @@ may_share(const struct client *c, const struct origin *o)
  *
  * Returns the caller's, to be given or freed; NULL: f is noted.
  * Thread: any.  Blocks: dns_s + 2 x connect_s, and as long for another who
- * finds out what the origin speaks.
+ * finds out what the origin speaks; for each parent that is tried.
  */
 struct upstream *
 upstream_take(const struct client *c, const struct origin *o,
               struct span upgrade, bool fresh, struct fail *f)
 {
-    struct sessions *ss = c->weir->upstreams->sessions;
-    struct dialling *turn = NULL;
-    struct upstream *up = fresh ? NULL : cache_take_alive(c, o);
+    struct wish w = {.origin = o, .upgrade = upgrade};
+    struct parent *ways[WAYS_MAX];
+    struct upstream *up = NULL;
+    bool again = true;
+    size_t n;
 
-    if (up != NULL && up->http != NULL) {
-        up->reused = true;
-        return up;
-    }
-    if (may_share(c, o)) {
-        struct upstream *shared = take_shared(c, o, upgrade);
-
-        if (shared == NULL) {
-            turn = sessions_turn(
-                ss, o,
-                now_ms() + (c->conf->dns_s + 2 * c->conf->connect_s) * 1000LL);
-            if (turn == NULL || !may_share(c, o))
-                shared = take_shared(c, o, upgrade);
-        }
-        if (shared != NULL) {
-            sessions_turned(ss, turn);
-            upstream_give(c, up);
-            return shared;
-        }
-    }
-    up = take_new(c, o, upgrade, up, f);
-    sessions_turned(ss, turn);
+    if (access_target(c, o->host, o->port, &w.what, f) != WHY_NONE)
+        return NULL;
+    n = parent_choose(c->conf, o, ways);
+    for (size_t i = 0; i < n && up == NULL && again; i++)
+        up = take_by(c, &w, ways[i], fresh, &again, f);
     return up;
 }
 
@@ -354,7 +474,7 @@ cache_give(const struct client *c, struct upstream *up)
     struct upstream *surplus;
 
     pthread_mutex_lock(&us->lock);
-    surplus = cache_surplus(us, &up->origin, c->conf->reuse_per_origin);
+    surplus = cache_surplus(us, up, c->conf->reuse_per_origin);
     if (surplus == NULL && us->n >= (size_t)c->conf->reuse_total)
         surplus = us->oldest;
     if (surplus != NULL)
@@ -392,10 +512,15 @@ upstream_give(const struct client *c, struct upstream *up)
 bool
 upstream_has(const struct client *c, const struct origin *o)
 {
-    struct upstream *up = cache_take_alive(c, o);
+    struct parent *ways[WAYS_MAX];
+    struct upstream *up;
 
-    if (up == NULL && may_share(c, o))
-        up = take_shared(c, o, (struct span){"", 0});
+    if (match_find(c->conf->target_deny, o->host, o->port) != NULL)
+        return false;
+    (void)parent_choose(c->conf, o, ways);
+    up = cache_take_alive(c, o, ways[0]);
+    if (up == NULL && may_share(c, o, ways[0]))
+        up = take_shared(c, o, ways[0], (struct span){"", 0});
     if (up == NULL)
         return false;
     if (up->stream != NULL)
@@ -403,6 +528,74 @@ upstream_has(const struct client *c, const struct origin *o)
     else
         cache_give(c, up); /* as old as it was: nobody has used it */
     return true;
+}
+
+/* Can this way serve that origin, as the settings are now? */
+bool
+upstream_fits(const struct client *c, const struct upstream *up,
+              const struct origin *o)
+{
+    struct parent *ways[WAYS_MAX];
+    size_t n = parent_choose(c->conf, o, ways);
+
+    if (up->serial != c->conf->serial)
+        return false;
+    for (size_t i = 0; i < n; i++)
+        if (way_same(up, o, ways[i]))
+            return true;
+    return false;
+}
+
+/*
+ * upstream_judge - how a parent that takes the requests itself has done.
+ *
+ * f  NULL: it answered; else why it did not.  Silence may be the origin's, and
+ *    is not held against the parent
+ */
+void
+upstream_judge(const struct client *c, struct upstream *up,
+               const struct fail *f)
+{
+    if (!up->absolute ||
+        (f != NULL && (f->side != SIDE_ORIGIN || f->why == WHY_IDLE ||
+                       f->why == WHY_LATE || f->received != 0)))
+        return;
+    parent_judge(up->parent, f, c->id);
+}
+
+/*
+ * upstream_note_request - keep of a proxy request what a parent will be told.
+ *
+ * Via keeps its end if it is long: a loop of proxies still finds itself there.
+ */
+void
+upstream_note_request(struct client *c, const struct head *req)
+{
+    const struct field *f = NULL;
+    size_t len = 0;
+
+    if (c->inside != NULL || (c->conf->ways.n == 0 && c->conf->n_rules == 0))
+        return;
+    c->via[0] = c->proxy_auth[0] = '\0';
+    while ((f = head_find(req, "Via", f)) != NULL) {
+        struct span rest = f->value, item;
+
+        while (list_next(&rest, &item)) {
+            if (item.len + 3 > sizeof c->via)
+                continue;
+            if (len + item.len + 3 > sizeof c->via)
+                len = 0;
+            len +=
+                (size_t)snprintf(c->via + len, sizeof c->via - len, "%s%.*s",
+                                 len > 0 ? ", " : "", (int)item.len, item.at);
+        }
+    }
+    f = head_find(req, "Proxy-Authorization", NULL);
+    if (c->conf->forward_proxy_auth && f != NULL &&
+        f->value.len < sizeof c->proxy_auth) {
+        memcpy(c->proxy_auth, f->value.at, f->value.len);
+        c->proxy_auth[f->value.len] = '\0';
+    }
 }
 
 /* secure_known() for whoever has only a client at hand. */
@@ -426,6 +619,11 @@ upstreams_new(const struct config *conf, char *err, size_t cap)
         return NULL;
     }
     pthread_mutex_init(&us->lock, NULL);
+    if ((us->breaker = breaker_new()) == NULL) {
+        snprintf(err, cap, "out of memory");
+        upstreams_free(us);
+        return NULL;
+    }
     if ((us->secure = secure_new(conf, err, cap)) == NULL) {
         upstreams_free(us);
         return NULL;
@@ -474,6 +672,7 @@ upstreams_free(struct upstreams *us)
     }
     sessions_free(us->sessions);
     secure_free(us->secure);
+    breaker_free(us->breaker);
     pthread_mutex_destroy(&us->lock);
     free(us);
 }

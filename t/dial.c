@@ -41,7 +41,8 @@ to(const char *host, uint16_t port)
 {
     struct try t = {.fd = -1, .took = {-1, -1, -1}};
 
-    t.why = dial(&client, host, port, &t.fd, t.addr, &t.took, &t.fail);
+    t.why = dial(&client, host, port, ACCESS_GRANTED, &t.fd, t.addr, &t.took,
+                 &t.fail);
     return t;
 }
 

@@ -7,7 +7,8 @@ use Test::More;
 use Weir;
 
 my $w = Weir->start(set => [ 'intercept.enable=no', 'upstream.response_s=1',
-    'upstream.connect_s=1', 'proxy.idle_s=2', 'proxy.via=tester' ]);
+    'upstream.connect_s=1', 'proxy.idle_s=2', 'proxy.via=tester',
+    'upstream.breaker=no' ]);
 
 sub is_error($name, $got, $status, $error)
 {

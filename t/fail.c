@@ -55,8 +55,8 @@ is_registered(const char *error)
 static void
 table(void)
 {
-    static const int statuses[] = {0,   400, 403, 408, 414, 431,
-                                   501, 502, 503, 504, 505};
+    static const int statuses[] = {0,   400, 403, 407, 408, 414,
+                                   431, 501, 502, 503, 504, 505};
 
     for (int i = 0; i < WHY_COUNT; i++) {
         const char *name = why_name((enum why)i);

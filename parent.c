@@ -1,0 +1,661 @@
+/*
+ * parent.c - parents: the ways out that lead through another proxy.
+ *
+ * Reads their URLs, chooses who may serve a target and in what order, remembers
+ * who failed, and opens the way through one: a CONNECT to an HTTP proxy, a
+ * SOCKS 5 conversation, or nothing at all where a plain request goes to the
+ * proxy itself in absolute-form.
+ *
+ * A parent that cannot be reached, or that does not speak as it should, is left
+ * out for a while; one that answers, even with a refusal, is in order.
+ *
+ * Follows  RFC 9110 section 9.3.6 (CONNECT), RFC 9112 section 3.2, RFC 1928,
+ *          RFC 1929, RFC 7617 (Basic); curl(1) for no_proxy.
+ * Owns     the parents, until nobody refers to them.
+ * Threads  any; a parent never changes but for its health.
+ * Blocks   in parent_open(): dns_s, connect_s for TCP and again for TLS,
+ *          response_s for the answer.
+ */
+#include <assert.h>
+#include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "proxy.h"
+
+enum {
+    OUT_MS = 1000,      /* how long a parent is left out at first */
+    OUT_MAX_MS = 60000, /* and in the end */
+    HEAD_BYTES = 32768, /* of its answer to a CONNECT */
+    HEAD_FIELDS = 200,
+    INTERIM_MAX = 100, /* 1xx answers before the real one */
+};
+
+/* ---- a parent's URL ---------------------------------------------------------
+ */
+
+static int
+hex_digit(char c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    c |= 0x20;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* Percent-decode (RFC 3986 section 2.1) into out; false: malformed, too long,
+ * or with control bytes, which no password needs and a header cannot carry. */
+static bool
+decode(struct span s, char out[HOST_MAX + 1])
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < s.len; i++) {
+        int c = (unsigned char)s.at[i];
+
+        if (c == '%') {
+            if (i + 2 >= s.len || hex_digit(s.at[i + 1]) < 0 ||
+                hex_digit(s.at[i + 2]) < 0)
+                return false;
+            c = hex_digit(s.at[i + 1]) << 4 | hex_digit(s.at[i + 2]);
+            i += 2;
+        }
+        if (c < ' ' || c == 0x7f || n == HOST_MAX)
+            return false;
+        out[n++] = (char)c;
+    }
+    out[n] = '\0';
+    return true;
+}
+
+/* "user:password" */
+static bool
+read_user(struct parent *p, struct span s)
+{
+    const char *colon = memchr(s.at, ':', s.len);
+    size_t len = colon != NULL ? (size_t)(colon - s.at) : s.len;
+
+    if (!decode((struct span){s.at, len}, p->user) || p->user[0] == '\0' ||
+        strchr(p->user, ':') != NULL)
+        return false;
+    return colon == NULL ||
+           decode((struct span){colon + 1, s.len - len - 1}, p->password);
+}
+
+/* "Basic dXNlcjpwYXNz" of its user, if it has one; false: out of memory. */
+static bool
+make_basic(struct parent *p)
+{
+    char plain[2 * HOST_MAX + 2];
+    gnutls_datum_t from = {(unsigned char *)plain, 0}, code;
+
+    if (p->user[0] == '\0' || p->kind != PARENT_HTTP)
+        return true;
+    from.size =
+        (unsigned)snprintf(plain, sizeof plain, "%s:%s", p->user, p->password);
+    if (gnutls_base64_encode2(&from, &code) < 0)
+        return false;
+    if (asprintf(&p->basic, "Basic %.*s", (int)code.size, code.data) < 0)
+        p->basic = NULL;
+    gnutls_free(code.data);
+    explicit_bzero(plain, sizeof plain);
+    return p->basic != NULL;
+}
+
+static const struct scheme {
+    const char *name;
+    enum parent_kind kind;
+    bool tls;
+    uint16_t port;
+} schemes[] = {
+    {"http", PARENT_HTTP, false, 80},
+    {"https", PARENT_HTTP, true, 443},
+    {"socks5", PARENT_SOCKS, false, 1080},
+    {"socks5h", PARENT_SOCKS, false, 1080}, /* curl's name for the same */
+};
+
+/* The scheme that the URL begins with, none: http; NULL: unknown. */
+static const struct scheme *
+find_scheme(struct span *url)
+{
+    const char *sep = memmem(url->at, url->len, "://", 3);
+    size_t len = sep != NULL ? (size_t)(sep - url->at) : 0;
+    struct span name = {url->at, len};
+
+    if (sep == NULL)
+        return &schemes[0];
+    url->at += len + 3;
+    url->len -= len + 3;
+    for (size_t i = 0; i < sizeof schemes / sizeof *schemes; i++)
+        if (span_isi(name, schemes[i].name))
+            return &schemes[i];
+    return NULL;
+}
+
+static bool
+read_url(struct parent *p, struct span url)
+{
+    const struct scheme *scheme = find_scheme(&url);
+    const char *at;
+    bool brackets;
+
+    if (scheme == NULL)
+        return false;
+    if (url.len > 0 && url.at[url.len - 1] == '/')
+        url.len--;
+    if (memchr(url.at, '/', url.len) != NULL)
+        return false;
+    at = memrchr(url.at, '@', url.len);
+    if (at != NULL) {
+        size_t len = (size_t)(at - url.at);
+
+        if (!read_user(p, (struct span){url.at, len}))
+            return false;
+        url.at += len + 1;
+        url.len -= len + 1;
+    }
+    if (!authority_parse(url, p->host, &p->port))
+        return false;
+    p->kind = scheme->kind;
+    p->tls = scheme->tls;
+    if (p->port == 0)
+        p->port = scheme->port;
+    brackets = strchr(p->host, ':') != NULL;
+    snprintf(p->text, sizeof p->text, "%s://%s%s%s:%u", scheme->name,
+             brackets ? "[" : "", p->host, brackets ? "]" : "", p->port);
+    return true;
+}
+
+/*
+ * parent_parse - a parent from its text: a URL, "direct" or "env".
+ *
+ * Returns a reference for the caller to parent_give(); NULL: malformed, or out
+ * of memory.  The text may hold a password and must not be repeated.
+ */
+struct parent *
+parent_parse(const char *text)
+{
+    struct parent *p = calloc(1, sizeof *p);
+    bool good = true;
+
+    if (p == NULL)
+        return NULL;
+    atomic_init(&p->n_refs, 1);
+    snprintf(p->text, sizeof p->text, "%.16s", text);
+    if (strcasecmp(text, "direct") == 0)
+        p->kind = PARENT_DIRECT;
+    else if (strcasecmp(text, "env") == 0)
+        p->kind = PARENT_ENV;
+    else
+        good = read_url(p, span_of(text)) && make_basic(p);
+    if (good)
+        return p;
+    parent_give(p);
+    return NULL;
+}
+
+/* A further reference; NULL stays NULL. */
+struct parent *
+parent_take(struct parent *p)
+{
+    if (p != NULL)
+        atomic_fetch_add(&p->n_refs, 1);
+    return p;
+}
+
+void
+parent_give(struct parent *p)
+{
+    if (p == NULL || atomic_fetch_sub(&p->n_refs, 1) != 1)
+        return;
+    if (p->basic != NULL)
+        explicit_bzero(p->basic, strlen(p->basic));
+    free(p->basic);
+    explicit_bzero(p->password, sizeof p->password);
+    free(p);
+}
+
+/* Do both lead the same way, as the same user?  NULL is the direct way. */
+bool
+parent_same(const struct parent *a, const struct parent *b)
+{
+    if (a == b || a == NULL || b == NULL)
+        return a == b;
+    return a->kind == b->kind && a->tls == b->tls && a->port == b->port &&
+           strcmp(a->host, b->host) == 0 && strcmp(a->user, b->user) == 0 &&
+           strcmp(a->password, b->password) == 0;
+}
+
+/* ---- no_proxy, as curl reads it --------------------------------------------
+ */
+
+/*
+ * no_proxy_add - further items of a no_proxy list.
+ *
+ * A name stands for itself and all below it, with or without a dot in front;
+ * "*" is everything; addresses and blocks are themselves.  Each may have a
+ * port.  Returns false with err as match_add() does.
+ */
+bool
+no_proxy_add(struct match *m, const char *text, char *err, size_t cap)
+{
+    static const char between[] = ", \t";
+
+    for (text += strspn(text, between); *text != '\0';
+         text += strspn(text, between)) {
+        size_t len = strcspn(text, between);
+        char item[HOST_MAX + 32], host[HOST_MAX + 32], *name, *port;
+        bool plain;
+
+        while (len > 1 && text[0] == '.' && text[1] == '.') {
+            text++;
+            len--;
+        }
+        if (len >= sizeof host) {
+            snprintf(err, cap, "an item is too long, allowed: %d bytes",
+                     HOST_MAX);
+            return false;
+        }
+        snprintf(host, sizeof host, "%.*s", (int)len, text);
+        snprintf(item, sizeof item, "%s", host);
+        plain = match_split(host, &name, &port) && name[0] != '.' &&
+                strpbrk(name, "*?/:") == NULL && !host_is_address(name);
+        if (plain)
+            snprintf(item, sizeof item, ".%.*s", (int)len, text);
+        if (!match_add(m, item, err, cap))
+            return false;
+        text += len;
+    }
+    return true;
+}
+
+/* ---- the environment ----------------------------------------------------- */
+
+static const char *
+env_get(const char *lower)
+{
+    const char *value = getenv(lower);
+    char upper[32];
+    size_t n = strlen(lower);
+
+    if (value != NULL && value[0] != '\0')
+        return value;
+    for (size_t i = 0; i <= n && i < sizeof upper; i++)
+        upper[i] = (char)toupper((unsigned char)lower[i]);
+    value = getenv(upper);
+    return value != NULL && value[0] != '\0' ? value : NULL;
+}
+
+/* One variable, or all_proxy in its stead. */
+static bool
+env_parent(const char *name, struct parent **out, char *err, size_t cap)
+{
+    const char *from = env_get(name) != NULL ? name : "all_proxy";
+    const char *value = env_get(from);
+
+    if (value == NULL)
+        return true;
+    *out = parent_parse(value);
+    if (*out == NULL || (*out)->kind == PARENT_ENV) {
+        parent_give(*out);
+        *out = NULL;
+        snprintf(err, cap,
+                 "%s in the environment is no parent, " PARENT_ALLOWED, from);
+        return false;
+    }
+    (*out)->from_env = true;
+    return true;
+}
+
+/*
+ * ways_env - what http_proxy and its kin say.
+ *
+ * Lower case goes first, all_proxy last.  An item of no_proxy that cannot be
+ * understood is left out, as others do.  Returns false with err for a URL.
+ */
+bool
+ways_env(struct env_ways *env, char *err, size_t cap)
+{
+    const char *no = env_get("no_proxy");
+    char ignored[256], item[HOST_MAX + 32];
+
+    if (!env_parent("http_proxy", &env->http, err, cap) ||
+        !env_parent("https_proxy", &env->https, err, cap))
+        return false;
+    if ((env->no_proxy = match_parse(NULL, err, cap)) == NULL)
+        return false;
+    while (no != NULL && *(no += strspn(no, ", \t")) != '\0') {
+        size_t len = strcspn(no, ", \t");
+
+        snprintf(item, sizeof item, "%.*s", (int)len, no);
+        (void)no_proxy_add(env->no_proxy, item, ignored, sizeof ignored);
+        no += len;
+    }
+    return true;
+}
+
+/* ---- lists of ways ------------------------------------------------------- */
+
+/* Puts p, whose reference it takes over, on the list; false: out of memory. */
+bool
+ways_add(struct ways *ways, struct parent *p)
+{
+    struct parent **at = realloc(ways->at, (ways->n + 1) * sizeof *at);
+
+    if (at == NULL) {
+        parent_give(p);
+        return false;
+    }
+    ways->at = at;
+    ways->at[ways->n++] = p;
+    return true;
+}
+
+void
+ways_clear(struct ways *ways)
+{
+    for (size_t i = 0; i < ways->n; i++)
+        parent_give(ways->at[i]);
+    free(ways->at);
+    *ways = (struct ways){NULL, 0};
+}
+
+/* ---- choosing ------------------------------------------------------------ */
+
+/* What an item of a list means for this target; NULL: the direct way. */
+static struct parent *
+meant(const struct config *conf, struct parent *p, const struct origin *o)
+{
+    if (p->kind == PARENT_ENV) {
+        p = o->tls || o->tunnel ? conf->env.https : conf->env.http;
+        if (p == NULL || match_host(conf->env.no_proxy, o->host, o->port))
+            return NULL;
+    }
+    if (p->kind == PARENT_DIRECT || atomic_load(&p->ourselves))
+        return NULL;
+    return p;
+}
+
+/* The list that the settings name for this target; NULL: direct. */
+static const struct ways *
+list_for(const struct config *conf, const struct origin *o)
+{
+    if (conf->n_rules == 0 && conf->ways.n == 0)
+        return NULL;
+    if (match_host(conf->no_proxy, o->host, o->port))
+        return NULL;
+    for (size_t i = 0; i < conf->n_rules; i++)
+        if (match_host(conf->rules[i].hosts, o->host, o->port))
+            return &conf->rules[i].ways;
+    return conf->ways.n > 0 ? &conf->ways : NULL;
+}
+
+/*
+ * parent_choose - the ways to a target, in the order to be tried.
+ *
+ * out  filled from the front; NULL is the direct way.  Those that failed lately
+ *      are left out; if all did, the one that waits shortest is tried anyway
+ *
+ * Returns how many, >= 1.  The parents stay the configuration's.
+ */
+size_t
+parent_choose(const struct config *conf, const struct origin *o,
+              struct parent *out[WAYS_MAX])
+{
+    const struct ways *list = list_for(conf, o);
+    struct parent *first = NULL;
+    int64_t now = now_ms();
+    size_t n = 0;
+
+    for (size_t i = 0; list != NULL && i < list->n && n < WAYS_MAX; i++) {
+        struct parent *p = meant(conf, list->at[i], o);
+
+        if (p == NULL || atomic_load(&p->out_until) <= now)
+            out[n++] = p;
+        else if (first == NULL ||
+                 atomic_load(&p->out_until) < atomic_load(&first->out_until))
+            first = p;
+    }
+    if (n == 0)
+        out[n++] = first; /* or NULL: without a list it is the direct way */
+    return n;
+}
+
+/* Has this target a way of its own, or is it one that goes directly? */
+bool
+parent_is_direct(const struct config *conf, const struct origin *o)
+{
+    struct parent *ways[WAYS_MAX];
+
+    return parent_choose(conf, o, ways) >= 1 && ways[0] == NULL;
+}
+
+/* It did not serve: leave it out for a while, twice as long each time.  Others
+ * that tried at the same time do not count again. */
+static void
+parent_failed(struct parent *p, const struct fail *f, uint64_t conn)
+{
+    long long until = atomic_load(&p->out_until);
+    int64_t now = now_ms(), out = OUT_MS;
+    char reason[256];
+    int n;
+
+    if (until > now)
+        return;
+    n = atomic_load(&p->n_failed);
+    while (n-- > 0 && out < OUT_MAX_MS)
+        out *= 2;
+    if (out > OUT_MAX_MS)
+        out = OUT_MAX_MS;
+    if (!atomic_compare_exchange_strong(&p->out_until, &until, now + out))
+        return;
+    atomic_fetch_add(&p->n_failed, 1);
+    fail_text(f, reason, sizeof reason);
+    log_say(LEVEL_WARN, conn, "parent", "%s is left out for %lld s: %s",
+            p->text, (long long)out / 1000, reason);
+}
+
+static void
+parent_good(struct parent *p)
+{
+    if (atomic_exchange(&p->n_failed, 0) > 0)
+        atomic_store(&p->out_until, 0);
+}
+
+/* How a way through p went; f NULL: well. */
+void
+parent_judge(struct parent *p, const struct fail *f, uint64_t conn)
+{
+    if (f == NULL)
+        parent_good(p);
+    else
+        parent_failed(p, f, conn);
+}
+
+/* ---- through an HTTP proxy ----------------------------------------------- */
+
+/* The chain of proxies so far, and us: a loop of proxies sees itself in it. */
+static bool
+add_via(const struct client *c, struct head *req)
+{
+    char via[VIA_MAX + 96];
+    int n = snprintf(via, sizeof via, "%s%s1.1 %s", c->via,
+                     c->via[0] != '\0' ? ", " : "", c->weir->via);
+
+    return head_add(req, span_of("Via"), head_text(req, via, (size_t)n));
+}
+
+static enum why
+send_connect(const struct client *c, struct upstream *up, struct h1 *h,
+             struct fail *f)
+{
+    const struct origin *o = &up->origin;
+    char target[HOST_MAX + 16];
+    struct head req;
+    enum why why;
+
+    head_init(&req);
+    snprintf(target, sizeof target,
+             strchr(o->host, ':') != NULL ? "[%s]:%u" : "%s:%u", o->host,
+             o->port);
+    req.version = HTTP_11;
+    req.method = span_of("CONNECT");
+    req.method_id = METHOD_CONNECT;
+    req.authority = req.target = span_of(target);
+    if (!add_via(c, &req))
+        why = fail_own(f, SIDE_WEIR, WHY_BUSY, "out of memory");
+    else if ((why = h->http.ops->write_head(&h->http, &req, f)) == WHY_NONE)
+        why = h->http.ops->flush(&h->http, f);
+    head_clear(&req);
+    return why;
+}
+
+/* The parent said no.  RFC 9209 section 2.1.4 has a place for its status. */
+static enum why
+refused_by(const struct client *c, const struct parent *p,
+           const struct head *res, struct fail *f)
+{
+    const struct field *challenge = head_find(res, "Proxy-Authenticate", NULL);
+    enum why why = res->status == 407   ? WHY_PARENT_LOGIN
+                   : res->status == 503 ? WHY_PARENT_BUSY
+                   : res->status == 504 ? WHY_PARENT_LATE
+                                        : WHY_PARENT_NO;
+
+    if (why == WHY_PARENT_LOGIN && c->conf->forward_proxy_auth &&
+        p->basic == NULL && challenge != NULL) {
+        fail_say(f, SIDE_CLIENT, WHY_LOGIN, "parent wants a login", "%.*s",
+                 (int)challenge->value.len, challenge->value.at);
+        f->challenged = true;
+    } else {
+        fail_say(f, SIDE_ORIGIN, why, "CONNECT", "%s answered %d %.*s", p->text,
+                 res->status, (int)res->reason.len, res->reason.at);
+    }
+    f->received = res->status;
+    return f->why;
+}
+
+/* Send a CONNECT, read up to the end of the answer's head.  What stands behind
+ * it stays buffered in the end: it belongs to the tunnel. */
+static enum why
+ask_connect(const struct client *c, struct upstream *up, bool *spoke,
+            struct fail *f)
+{
+    struct h1 h;
+    struct head res;
+    enum why why;
+    int n = 0;
+
+    head_init(&res);
+    h1_init(&h, &up->end, SIDE_ORIGIN, c->conf);
+    h.limits.head_bytes = HEAD_BYTES;
+    h.limits.n_fields = HEAD_FIELDS;
+    h.limits.head_ms = c->conf->response_s * 1000;
+    h.credentials = parent_credentials(c, up->parent);
+    why = send_connect(c, up, &h, f);
+    do {
+        if (why == WHY_NONE) {
+            head_reset(&res);
+            why = h.http.ops->read_head(&h.http, &res, f);
+        }
+        if (why == WHY_NONE && res.status < 200 && ++n > INTERIM_MAX)
+            why =
+                fail_own(f, SIDE_ORIGIN, WHY_PROTO, "too many interim answers");
+    } while (why == WHY_NONE && res.status < 200);
+    if (why == WHY_EOF)
+        fail_own(f, SIDE_ORIGIN, WHY_EOF, "read the parent's answer");
+    *spoke = why == WHY_NONE;
+    if (why == WHY_NONE && res.status / 100 != 2)
+        why = refused_by(c, up->parent, &res, f);
+    head_clear(&res);
+    h1_clear(&h);
+    return why;
+}
+
+/* What to show to a parent: its own user, or the client's word if that is
+ * wanted.  Empty: nothing. */
+struct span
+parent_credentials(const struct client *c, const struct parent *p)
+{
+    if (p != NULL && p->basic != NULL)
+        return span_of(p->basic);
+    if (p != NULL && c->conf->forward_proxy_auth && c->proxy_auth[0] != '\0')
+        return span_of(c->proxy_auth);
+    return (struct span){NULL, 0};
+}
+
+/* ---- opening ------------------------------------------------------------- */
+
+/* Is it a plain request that the proxy itself takes, in absolute-form? */
+bool
+parent_absolute(const struct parent *p, const struct origin *o)
+{
+    return p != NULL && p->kind == PARENT_HTTP && !o->tls && !o->tunnel;
+}
+
+/* Reach the parent, and have it reach the target.  *spoke: it answered. */
+static enum why
+open_through(const struct client *c, struct secure *s, struct upstream *up,
+             bool *spoke, struct fail *f)
+{
+    const struct parent *p = up->parent;
+    struct clock_marks took = {-1, -1, -1};
+    int64_t from = now_us();
+    int fd = -1;
+    enum why why =
+        dial(c, p->host, p->port, ACCESS_GRANTED, &fd, up->addr, &took, f);
+
+    if (why != WHY_NONE)
+        return why;
+    end_init(&up->end, fd, SIDE_ORIGIN, c->conf->idle_s * 1000);
+    if (p->tls && (why = secure_parent(s, c, &up->end, p, f)) != WHY_NONE)
+        return why;
+    up->hop.connect_us = now_us() - from;
+    if ((up->absolute = parent_absolute(p, &up->origin)))
+        return WHY_NONE; /* what it is worth shows with its first answer */
+    from = now_us();
+    up->end.deadline = now_ms() + c->conf->response_s * 1000LL;
+    if (p->kind == PARENT_SOCKS)
+        why = socks_ask(&up->end, &up->origin, p, spoke, f);
+    else
+        why = ask_connect(c, up, spoke, f);
+    up->end.deadline = 0;
+    up->hop.answer_us = now_us() - from;
+    return why;
+}
+
+/*
+ * parent_open - a way to up->origin through up->parent.
+ *
+ * up  its end is nothing yet.  On WHY_NONE it is connected, bare, and its
+ *     `absolute` says what may be spoken on it
+ *
+ * Returns WHY_NONE; what dial(), secure_parent() and the codecs return, with
+ * the parent named; WHY_PARENT_NO, _LOGIN, _BUSY, _LATE: what the parent
+ * answered; from SOCKS also WHY_REFUSED, WHY_UNREACHABLE, WHY_CONNECT_LATE.
+ * *again: it is no use asking this parent, but another may do.
+ */
+enum why
+parent_open(const struct client *c, struct secure *s, struct upstream *up,
+            bool *again, struct fail *f)
+{
+    struct parent *p = up->parent;
+    bool spoke = false;
+    enum why why;
+
+    snprintf(up->hop.parent, sizeof up->hop.parent, "%s", p->text);
+    why = open_through(c, s, up, &spoke, f);
+    *again = why != WHY_NONE && !spoke && why != WHY_OVER;
+    if (why == WHY_LOOP && p->from_env) {
+        atomic_store(&p->ourselves, true); /* the environment is for others */
+        return why;
+    }
+    if (why != WHY_NONE && f->detail[0] == '\0')
+        snprintf(f->detail, sizeof f->detail, "parent %.110s", p->text);
+    if (spoke)
+        parent_good(p);
+    else if (*again)
+        parent_failed(p, f, c->id);
+    return why;
+}
