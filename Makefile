@@ -17,7 +17,9 @@ LIBS      = gnutls libnghttp2 inih
 PKG_RUN   = gcc libc6-dev make pkgconf ca-certificates \
             libgnutls28-dev libnghttp2-dev libinih-dev
 PKG_TEST  = $(PKG_RUN) perl libio-socket-ssl-perl curl openssl socat nginx \
-            gnutls-bin chromium libnss3-tools util-linux
+            gnutls-bin chromium libnss3-tools util-linux iproute2 \
+            squid-openssl tinyproxy dante-server nghttp2-proxy nghttp2-server \
+            nghttp2-client openssh-client openssh-server
 PKG_FUZZ  = $(PKG_RUN) clang
 PKG_LINT  = $(PKG_RUN) clang-tidy cppcheck clang-format
 PKG_BENCH = $(PKG_RUN) perl squid-openssl haproxy tinyproxy mitmproxy nginx \

@@ -30,11 +30,12 @@ enum {
 struct entry {
     char host[HOST_MAX + 1]; /* "": not in use */
     uint16_t port;
-    int n_failed;  /* in a row */
-    int64_t pause; /* ms, the last one */
-    int64_t until; /* ms: refused so long; 0: not at all */
-    bool trial;    /* somebody is trying */
-    int64_t at;    /* ms: its last failure */
+    int n_failed;     /* in a row */
+    int64_t pause;    /* ms, the last one */
+    int64_t until;    /* ms: refused so long; 0: not at all */
+    bool trial;       /* somebody is trying */
+    int64_t at;       /* ms: its last failure */
+    struct fail last; /* the last failure */
     struct entry *next;
 };
 
@@ -99,12 +100,27 @@ entry_make(struct breaker *b, const char *host, uint16_t port)
     return e;
 }
 
+/* Needs b->lock. */
+static enum why
+broken(const struct entry *e, int64_t now, struct fail *f)
+{
+    if (f->why != WHY_NONE)
+        return e->last.why;
+    *f = e->last;
+    snprintf(f->detail, sizeof f->detail,
+             "breaker open (destination_unavailable): %d connects failed, "
+             "tried again in %lld ms",
+             e->n_failed, (long long)(e->until > now ? e->until - now : 0));
+    return f->why;
+}
+
 /*
  * breaker_ask - may this origin be dialled now?
  *
  * trial  set if this dial is the one that is let through to find out
  *
- * Returns WHY_NONE, then breaker_tell() has to follow; or WHY_BROKEN, noted.
+ * Returns WHY_NONE, then breaker_tell() has to follow; else the last failure is
+ * noted again, with the breaker in its detail: what was wrong still is.
  */
 enum why
 breaker_ask(struct breaker *b, const char *host, uint16_t port, bool *trial,
@@ -122,10 +138,7 @@ breaker_ask(struct breaker *b, const char *host, uint16_t port, bool *trial,
     e = entry_find(b, host, port);
     if (e != NULL && e->until != 0) {
         if (now < e->until || e->trial)
-            why = fail_say(
-                f, SIDE_ORIGIN, WHY_BROKEN, "connect",
-                "%d connects in a row failed, tried again in %lld ms",
-                e->n_failed, (long long)(e->until > now ? e->until - now : 0));
+            why = broken(e, now, f);
         else
             *trial = e->trial = true;
     }
@@ -143,10 +156,11 @@ counts(enum why why)
 /* One more failure.  Returns the pause that begins with it; 0: none does.
  * Needs b->lock. */
 static int64_t
-entry_failed(struct entry *e, bool trial)
+entry_failed(struct entry *e, const struct fail *f, bool trial)
 {
     int64_t now = now_ms();
 
+    e->last = *f;
     e->at = now;
     e->n_failed++;
     if (e->n_failed < N_FAILED || (e->until != 0 && !trial))
@@ -162,12 +176,13 @@ entry_failed(struct entry *e, bool trial)
  * breaker_tell - how a dial that breaker_ask() let through has ended.
  *
  * trial  as that set it
+ * f      why NONE: it is connected
  */
 void
 breaker_tell(struct breaker *b, const char *host, uint16_t port, bool trial,
-             enum why why, uint64_t conn)
+             const struct fail *f, uint64_t conn)
 {
-    bool failed = counts(why), was_open = false;
+    bool failed = counts(f->why), was_open = false;
     int64_t pause = 0;
     struct entry *e;
 
@@ -180,8 +195,8 @@ breaker_tell(struct breaker *b, const char *host, uint16_t port, bool trial,
     if (failed && e == NULL)
         e = entry_make(b, host, port);
     if (failed)
-        pause = entry_failed(e, trial);
-    else if (why == WHY_NONE && e != NULL) {
+        pause = entry_failed(e, f, trial);
+    else if (f->why == WHY_NONE && e != NULL) {
         was_open = e->until != 0;
         entry_drop(b, e);
     }

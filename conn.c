@@ -85,7 +85,9 @@ is_preface(struct span s)
 }
 
 /* The first line of what may be HTTP/1.  A method that everybody knows is
- * enough; for any other the line has to end as a request line does. */
+ * enough; for any other the line has to end as a request line does.  A CONNECT
+ * in here is for the proxy that the client has reached through us, not for us
+ * (there are chains of them): opaque. */
 static enum speaks
 speaks_line(struct span s)
 {
@@ -99,7 +101,7 @@ speaks_line(struct span s)
         method.len--;
     if (is_preface(s))
         return s.len < PREFACE_SURE ? SPEAKS_UNCLEAR : SPEAKS_H2;
-    if (!is_token(method))
+    if (!is_token(method) || (space != NULL && span_is(method, "CONNECT")))
         return SPEAKS_OTHER;
     if (space != NULL && method_of(method) != METHOD_OTHER)
         return SPEAKS_HTTP;
@@ -391,7 +393,9 @@ handshake_intercept(struct conn *c, int64_t deadline)
 
 /* Is this TLS ours to look into?  The name that the client wants to see
  * decides, but an exception for where it connects counts as well.  A client
- * that offers protocols, none of them HTTP, has no use for a proxy of HTTP. */
+ * that offers protocols, none of them HTTP, has no use for a proxy of HTTP.
+ * And GnuTLS ends a handshake for a name with "_", which is no host name (RFC
+ * 952) but has addresses in some a network. */
 static bool
 handshake_wanted(const struct conn *c)
 {
@@ -400,7 +404,9 @@ handshake_wanted(const struct conn *c)
 
     return mitm_wants(conf, name, c->target.port) &&
            !match_host(conf->except, c->target.host, c->target.port) &&
-           (c->hello.alpn == 0 || (c->hello.alpn & ~(unsigned)ALPN_OTHER) != 0);
+           (c->hello.alpn == 0 ||
+            (c->hello.alpn & ~(unsigned)ALPN_OTHER) != 0) &&
+           strchr(c->hello.sni, '_') == NULL;
 }
 
 /* A ClientHello is coming: read it, see for whom it is. */
@@ -535,6 +541,10 @@ conn_request(struct conn *c)
         return ST_LINGER;
     if (why != WHY_NONE)
         return refuse(c, &f);
+    if (c->req.method_id == METHOD_CONNECT && c->client.inside != NULL) {
+        fail_own(&f, SIDE_CLIENT, WHY_UNKNOWN, "CONNECT behind other requests");
+        return refuse(c, &f);
+    }
     if (c->req.method_id == METHOD_CONNECT)
         return request_connect(c);
     return ST_EXCHANGE;
@@ -751,6 +761,8 @@ conn_dial(struct conn *c)
     h1_init(&c->h1, &c->end, SIDE_CLIENT, c->client.conf);
     c->target_known = true;
     c->client.inside = c->client.own_name ? NULL : &c->target;
+    if (c->client.own_name) /* in here it may speak TLS once more */
+        c->client.tls = false;
     c->opaque = !wanted && !c->client.own_name;
     return ST_DETECT;
 }
@@ -1041,8 +1053,7 @@ conn_new_inside(const struct client *from, int fd, const struct origin *target,
     if (c == NULL)
         return NULL;
     memcpy(c->client.addr, from->addr, sizeof c->client.addr);
-    memcpy(c->client.via, from->via, sizeof c->client.via);
-    memcpy(c->client.proxy_auth, from->proxy_auth, sizeof c->client.proxy_auth);
+    c->client.told = told_copy(from->told);
     c->end.rcv_ms = c->end.snd_ms = 0;
     c->target = *target;
     c->target_known = true;
@@ -1129,5 +1140,6 @@ conn_free(struct conn *c)
     head_clear(&c->res);
     end_clear(&c->end);
     config_give(c->client.conf);
+    free(c->client.told);
     free(c);
 }

@@ -62,7 +62,7 @@ struct match {
     struct rule *rules; /* names first and sorted, then globs, then blocks */
     size_t n, cap;
     size_t n_names, n_globs;
-    struct group groups[33 + 129];
+    struct group *groups; /* at most one for each length */
     size_t n_groups;
 };
 
@@ -313,10 +313,12 @@ rule_order(const void *a, const void *b)
     return memcmp(x->block.at, y->block.at, sizeof(x->block.at));
 }
 
-/* Where each kind of rule, and each length of block, begins and ends. */
-static void
+/* Where each kind of rule, and each length of block, begins and ends.  False:
+ * out of memory. */
+static bool
 index_make(struct match *m)
 {
+    struct group *groups;
     size_t i = 0;
 
     while (i < m->n && m->rules[i].kind == RULE_NAME)
@@ -325,16 +327,22 @@ index_make(struct match *m)
     while (i < m->n && m->rules[i].kind == RULE_GLOB)
         i++;
     m->n_globs = i - m->n_names;
-    for (m->n_groups = 0; i < m->n; m->n_groups++) {
+    m->n_groups = 0;
+    while (i < m->n) {
         const struct block *b = &m->rules[i].block;
-        struct group *g = &m->groups[m->n_groups];
+        struct group g = {b->v4, b->bits, i, i};
 
-        *g = (struct group){b->v4, b->bits, i, i};
-        while (i < m->n && m->rules[i].block.v4 == g->v4 &&
-               m->rules[i].block.bits == g->bits)
+        while (i < m->n && m->rules[i].block.v4 == g.v4 &&
+               m->rules[i].block.bits == g.bits)
             i++;
-        g->end = i;
+        g.end = i;
+        groups = realloc(m->groups, (m->n_groups + 1) * sizeof(g));
+        if (groups == NULL)
+            return false;
+        m->groups = groups;
+        m->groups[m->n_groups++] = g;
     }
+    return true;
 }
 
 /*
@@ -360,8 +368,10 @@ match_add(struct match *m, const char *text, char *err, size_t cap)
     }
     if (m->n > 0)
         qsort(m->rules, m->n, sizeof(*m->rules), rule_order);
-    index_make(m);
-    return true;
+    if (index_make(m))
+        return true;
+    snprintf(err, cap, "out of memory");
+    return false;
 }
 
 /*
@@ -398,6 +408,7 @@ match_free(struct match *m)
         free(m->rules[i].written);
     }
     free(m->rules);
+    free(m->groups);
     free(m);
 }
 

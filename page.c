@@ -183,9 +183,6 @@ advice(const struct fail *f)
                "[resolve] HOST = ADDRESS.";
     case WHY_REFUSED:
         return "Check that the server runs and listens on this port.";
-    case WHY_BROKEN:
-        return "Check that the server runs; it is tried again by itself.  See "
-               "[upstream] breaker in proxy.ini.";
     case WHY_UNREACHABLE:
     case WHY_CONNECT_LATE:
         return "Check the address and the network between here and there.";

@@ -480,9 +480,10 @@ parent_judge(struct parent *p, const struct fail *f, uint64_t conn)
 static bool
 add_via(const struct client *c, struct head *req)
 {
+    const char *before = c->told != NULL ? c->told->via : "";
     char via[VIA_MAX + 96];
-    int n = snprintf(via, sizeof via, "%s%s1.1 %s", c->via,
-                     c->via[0] != '\0' ? ", " : "", c->weir->via);
+    int n = snprintf(via, sizeof via, "%s%s1.1 %s", before,
+                     before[0] != '\0' ? ", " : "", c->weir->via);
 
     return head_add(req, span_of("Via"), head_text(req, via, (size_t)n));
 }
@@ -580,8 +581,8 @@ parent_credentials(const struct client *c, const struct parent *p)
 {
     if (p != NULL && p->basic != NULL)
         return span_of(p->basic);
-    if (p != NULL && c->conf->forward_proxy_auth && c->proxy_auth[0] != '\0')
-        return span_of(c->proxy_auth);
+    if (p != NULL && c->conf->forward_proxy_auth && c->told != NULL)
+        return span_of(c->told->proxy_auth);
     return (struct span){NULL, 0};
 }
 

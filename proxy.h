@@ -69,8 +69,6 @@ enum {
     W(POLICY, 403, 403, "http_request_denied", "not allowed")                 \
     W(LOOP, 403, 403, "proxy_loop_detected", "request came back to us")       \
     W(LOGIN, 407, 407, "http_request_denied", "user and password wanted")     \
-    W(BROKEN, 0, 502, "destination_unavailable",                              \
-      "failed too often, not tried for a while")                              \
     W(PARENT_LOGIN, 0, 502, "proxy_configuration_error",                      \
       "parent proxy wants another user and password")                         \
     W(PARENT_NO, 0, 502, "destination_unavailable", "parent proxy refused")   \
@@ -609,6 +607,11 @@ struct weir { /* what all connections share; one, made by proxy.c */
 
 enum { VIA_MAX = 256, PROXY_AUTH_MAX = 1024 };
 
+struct told { /* what a parent has to be told of a request; "": nothing */
+    char via[VIA_MAX];
+    char proxy_auth[PROXY_AUTH_MAX]; /* only with forward_proxy_auth */
+};
+
 struct client { /* who asks: all that an exchange needs of its connection */
     struct weir *weir;
     const struct config *conf;
@@ -621,9 +624,7 @@ struct client { /* who asks: all that an exchange needs of its connection */
     bool own_name; /* TLS for our own name: origin-form means our pages */
     struct sockaddr_storage from; /* its address; family 0: not known */
     const char *denied;           /* the rule of conf against it; NULL: none */
-    /* of its last proxy request, for a parent; "": none */
-    char via[VIA_MAX];
-    char proxy_auth[PROXY_AUTH_MAX]; /* only with forward_proxy_auth */
+    struct told *told;            /* of its last proxy request; NULL: nothing */
 };
 
 /* A SOCKS conversation with a client: RFC 1928, RFC 1929, SOCKS 4 and 4a. */
@@ -1156,7 +1157,7 @@ void breaker_free(struct breaker *);
 enum why breaker_ask(struct breaker *, const char *host, uint16_t port,
                      bool *trial, struct fail *);
 void breaker_tell(struct breaker *, const char *host, uint16_t port, bool trial,
-                  enum why, uint64_t conn);
+                  const struct fail *, uint64_t conn);
 
 /* ---- parent.c: ways out through other proxies -------------------------------
  */
@@ -1225,8 +1226,9 @@ bool upstream_fits(const struct client *, const struct upstream *,
 /* A way's parent answered (f NULL), or broke off before it did. */
 void upstream_judge(const struct client *, struct upstream *,
                     const struct fail *);
-/* Keep of a proxy request what a parent has to be told. */
+/* Keep of a proxy request, in c->told, what a parent has to be told. */
 void upstream_note_request(struct client *, const struct head *);
+struct told *told_copy(const struct told *); /* the caller's to free() */
 
 /* ---- session.c: HTTP/2 connections that exchanges share ------------------ */
 

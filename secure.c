@@ -379,7 +379,6 @@ chosen_alpn(gnutls_session_t session)
     return ALPN_OTHER;
 }
 
-/* A client session, ready for its handshake; NULL: noted. */
 /* The store of a trust, with the system's roots in it.  Nobody uses it before
  * they are: a session takes it only from here. */
 static gnutls_certificate_credentials_t
@@ -398,6 +397,7 @@ trust_store(struct secure *s, struct trust *t)
     return t->store;
 }
 
+/* A client session, ready for its handshake; NULL: noted. */
 static gnutls_session_t
 session_new(struct secure *s, gnutls_certificate_credentials_t trust,
             const char *name, unsigned alpn, struct fail *f)

@@ -44,6 +44,7 @@ served_new(struct stream *s, const struct client *from)
     if (atomic_load(&from->weir->config) != from->conf)
         v->client.conf = v->conf = config_take(from->weir);
     v->client.stream = s->id;
+    v->client.told = NULL;
     return v;
 }
 
@@ -52,6 +53,7 @@ served_free(struct served *v)
 {
     stream_give(v->stream);
     config_give(v->conf);
+    free(v->client.told);
     free(v);
 }
 

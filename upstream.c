@@ -194,7 +194,7 @@ dial_direct(const struct client *c, struct upstream *up, enum access what,
         return why;
     why = dial(c, o->host, o->port, what, &fd, up->addr, &up->took, f);
     if (b != NULL)
-        breaker_tell(b, o->host, o->port, trial, why, c->id);
+        breaker_tell(b, o->host, o->port, trial, f, c->id);
     end_init(&up->end, fd, SIDE_ORIGIN, c->conf->idle_s * 1000);
     return why;
 }
@@ -563,39 +563,63 @@ upstream_judge(const struct client *c, struct upstream *up,
     parent_judge(up->parent, f, c->id);
 }
 
-/*
- * upstream_note_request - keep of a proxy request what a parent will be told.
- *
- * Via keeps its end if it is long: a loop of proxies still finds itself there.
- */
-void
-upstream_note_request(struct client *c, const struct head *req)
+/* The Via so far.  It keeps its end if it is long: a loop of proxies still
+ * finds itself there. */
+static void
+note_via(struct told *told, const struct head *req)
 {
     const struct field *f = NULL;
     size_t len = 0;
 
-    if (c->inside != NULL || (c->conf->ways.n == 0 && c->conf->n_rules == 0))
-        return;
-    c->via[0] = c->proxy_auth[0] = '\0';
+    told->via[0] = '\0';
     while ((f = head_find(req, "Via", f)) != NULL) {
         struct span rest = f->value, item;
 
         while (list_next(&rest, &item)) {
-            if (item.len + 3 > sizeof c->via)
+            if (item.len + 3 > VIA_MAX)
                 continue;
-            if (len + item.len + 3 > sizeof c->via)
+            if (len + item.len + 3 > VIA_MAX)
                 len = 0;
             len +=
-                (size_t)snprintf(c->via + len, sizeof c->via - len, "%s%.*s",
+                (size_t)snprintf(told->via + len, VIA_MAX - len, "%s%.*s",
                                  len > 0 ? ", " : "", (int)item.len, item.at);
         }
     }
-    f = head_find(req, "Proxy-Authorization", NULL);
-    if (c->conf->forward_proxy_auth && f != NULL &&
-        f->value.len < sizeof c->proxy_auth) {
-        memcpy(c->proxy_auth, f->value.at, f->value.len);
-        c->proxy_auth[f->value.len] = '\0';
-    }
+}
+
+/*
+ * upstream_note_request - keep of a proxy request what a parent will be told.
+ *
+ * Behind a CONNECT that is what was kept of the CONNECT.  Without memory it is
+ * nothing.
+ */
+void
+upstream_note_request(struct client *c, const struct head *req)
+{
+    const struct field *f = head_find(req, "Proxy-Authorization", NULL);
+
+    if (c->inside != NULL || (c->conf->ways.n == 0 && c->conf->n_rules == 0))
+        return;
+    if (c->told == NULL && (c->told = malloc(sizeof *c->told)) == NULL)
+        return;
+    note_via(c->told, req);
+    c->told->proxy_auth[0] = '\0';
+    if (!c->conf->forward_proxy_auth || f == NULL ||
+        f->value.len >= PROXY_AUTH_MAX)
+        return;
+    memcpy(c->told->proxy_auth, f->value.at, f->value.len);
+    c->told->proxy_auth[f->value.len] = '\0';
+}
+
+/* NULL: there is nothing to copy, or no memory. */
+struct told *
+told_copy(const struct told *from)
+{
+    struct told *to = from != NULL ? malloc(sizeof *to) : NULL;
+
+    if (to != NULL)
+        *to = *from;
+    return to;
 }
 
 /* secure_known() for whoever has only a client at hand. */
@@ -608,7 +632,7 @@ upstream_known(const struct client *c, const struct origin *o,
 
 /* ---- start, every second, end -------------------------------------------- */
 
-/* Load the trust store; NULL: err says why. */
+/* No ways yet; upstream_ca is read.  NULL: err says why. */
 struct upstreams *
 upstreams_new(const struct config *conf, char *err, size_t cap)
 {

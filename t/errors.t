@@ -7,8 +7,7 @@ use Test::More;
 use Weir;
 
 my $w = Weir->start(set => [ 'intercept.enable=no', 'upstream.response_s=1',
-    'upstream.connect_s=1', 'proxy.idle_s=2', 'proxy.via=tester',
-    'upstream.breaker=no' ]);
+    'upstream.connect_s=1', 'proxy.idle_s=2', 'proxy.via=tester' ]);
 
 sub is_error($name, $got, $status, $error)
 {

@@ -28,7 +28,7 @@ my $o = origin(\&say_what, tls => { $certs->{good}->%*,
 my $bare = origin(\&say_what, tls => $certs->{good});
 my @here = map { "resolve.$_=127.0.0.1:" . $o->port }
     qw(good.test sub.good.test new.good.test xn--bcher-kva.good.test
-    except.good.test many.good.test),
+    except.good.test under_score.good.test many.good.test),
     'a23456789.b23456789.c23456789.d23456789.e23456789.f23456789.'
     . 'g23456789.good.test';
 my $w = Weir->start(set => [ @here,
@@ -340,6 +340,7 @@ for my $case (
         $o->port, 1 ],
     [ 'only a name', ['intercept.only=good.test'], 'good.test', 443, 1 ],
     [ 'only another', ['intercept.only=bad.test'], 'good.test', 443, 0 ],
+    [ 'a name that GnuTLS refuses', [], 'under_score.good.test', 443, 0 ],
     [ 'only and except', [ 'intercept.only=.good.test',
         'intercept.except=except.good.test' ], 'except.good.test', 443, 0 ],
 ) {
@@ -349,6 +350,39 @@ for my $case (
     my $who = issuer($v, $host, $port);
     ok $ours ? $who ne $theirs : $who eq $theirs,
         "$name: " . ($ours ? 'intercepted' : 'let through') or diag $who;
+    $v->stop;
+}
+
+# ---- a proxy behind the proxy: what CONNECT says is for that one
+{
+    my $next = sub ($c) {
+        while (my $r = $c->get_request) {
+            $c->put("HTTP/1.1 418 $r->{method} $r->{target}\r\n"
+                    . "Content-Length: 0\r\n\r\n");
+        }
+    };
+    my $v = Weir->start(home => $w->home, set => [ @here,
+        "upstream.upstream_ca=$certs->{ca}{cert}" ]);
+    my $tls   = origin($next, tls => $certs->{good});
+    my $plain = origin($next);
+    for my $to ($plain, $tls) {
+        my $name = $to == $tls ? 'TLS' : 'plain';
+        my $c    = $v->client;
+        $c->connect($to->addr =~ s/127\.0\.0\.1/localhost/r);
+        $c->tls_client(sni => 'localhost') if $to == $tls;
+        for (1 .. 2) {
+            $c->put("CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\n\r\n");
+            is $c->get_answer->{reason}, 'CONNECT a.test:443',
+                "$name: the next proxy gets it";
+        }
+        $c = $v->client;
+        $c->connect($to->addr =~ s/127\.0\.0\.1/localhost/r);
+        $c->tls_client(sni => 'localhost') if $to == $tls;
+        $c->put("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        is $c->get_answer->{status}, 418, "$name: a request to it";
+        $c->put("CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\n\r\n");
+        is $c->get_answer->{status}, 501, "$name: behind that it is refused";
+    }
     $v->stop;
 }
 
@@ -425,6 +459,12 @@ for my $case (
     is $r->{out}, 'plain', 'curl, https:// proxy: a tunnel' or diag $r->{err};
     $r = curl(undef, @curl, 'https://good.test/inner');
     like $r->{out}, qr{^GET /inner}, 'curl, https:// proxy: TLS in TLS'
+        or diag $r->{err};
+    $r = curl(undef, @curl, 'https://weir.invalid/ca.pem');
+    is $r->{out}, slurp($w->ca), 'curl, https:// proxy: its own pages, in TLS'
+        or diag $r->{err};
+    $r = curl(undef, @curl, '-p', 'http://weir.invalid/ca.pem');
+    is $r->{out}, slurp($w->ca), 'curl, https:// proxy: its own pages, plain'
         or diag $r->{err};
     $r = curl(undef, '-x', 'https://127.0.0.1:' . $w->port, '--proxy-cacert',
         $w->ca, 'http://' . $plain->addr . '/');

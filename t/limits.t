@@ -151,6 +151,8 @@ my $ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     my $w = Weir->start(set => [ 'intercept.enable=no', 'proxy.workers=4' ]);
     my $rest = $w->status('Threads');
     cmp_ok $rest, '<=', 8, 'few threads at rest';
+    cmp_ok $w->status('VmRSS'), '<', 8 * 1024, 'in little memory'
+        if $ENV{WEIR} !~ /asan|tsan/;
     my @idle = map { $w->client } 1 .. 50;
     my $o = origin(sub ($c) { $c->put($ok) while $c->get_request });
     for my $c (@idle) {

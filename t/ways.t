@@ -1,0 +1,106 @@
+#!/usr/bin/perl
+# Clients that people use, in by SOCKS and out through parents: ssh (whose
+# server speaks first), Chromium, and HTTP/2 clients of a proxy with users.
+use v5.36;
+use Test::More;
+use Weir;
+use Ways;
+
+my $certs = certs();
+my $hello = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n"
+    . "Content-Length: 12\r\n\r\n<p>hello</p>";
+my $plain = origin(sub ($c) { $c->put($hello) while $c->get_request });
+my $tls   = origin(sub ($c) { $c->put($hello) while $c->get_request },
+    tls => $certs->{good});
+my $dante = danted();
+my $squid = squid(user => 'ann', password => 'pw');
+my @set = ("upstream.upstream_ca=$certs->{ca}{cert}", 'proxy.grace_s=1');
+my %out = (
+    direct => [],
+    dante  => ["upstream.parent=socks5://127.0.0.1:$dante->{port}"],
+    squid  => ["upstream.parent=http://ann:pw\@127.0.0.1:$squid->{port}"],
+);
+
+# ---- ssh
+my $keys = scratch('ssh', 1);
+for my $key ('host', 'user') {
+    is run([ 'ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', "$keys/$key" ])
+        ->{exit}, 0, "a key of the $key";
+}
+spew("$keys/authorized", slurp("$keys/user.pub"));
+mkdir '/run/sshd' if $> == 0;
+my $ssh_port = free_port();
+my $me = getpwuid $>;
+spew("$keys/config", join "\n", "Port $ssh_port", 'ListenAddress 127.0.0.1',
+    "HostKey $keys/host", "AuthorizedKeysFile $keys/authorized", 'UsePAM no',
+    'StrictModes no', 'PermitRootLogin yes', "PidFile $keys/pid", '');
+my $sshd = start_process([ '/usr/sbin/sshd', '-D', '-e', '-f', "$keys/config" ]);
+wait_for('sshd', sub { IO::Socket::IP->new(PeerHost => '127.0.0.1', PeerPort => $ssh_port) });
+for my $way (sort keys %out) {
+    my $w = Weir->start(set => [ @set, $out{$way}->@* ]);
+    my $r = run([ 'ssh', '-F', '/dev/null', '-i', "$keys/user", '-p', $ssh_port,
+        '-o', 'StrictHostKeyChecking=no', '-o', "UserKnownHostsFile=$keys/known",
+        '-o', 'BatchMode=yes', '-o', 'LogLevel=ERROR', '-o',
+        "ProxyCommand=socat - SOCKS4A:127.0.0.1:localhost:%p,socksport=" . $w->port,
+        "$me\@localhost", 'cat; echo done' ], in => spew(scratch('in'), 'x' x 300_000));
+    is length $r->{out}, 300_005, "ssh by SOCKS, $way" or diag $r->{err}, $w->log, slurp($sshd->{err});
+    like $w->wait_log(qr/ tunnel /), qr/target=localhost:$ssh_port.*down=3\d{5}/, 'as a tunnel';
+    $w->stop;
+}
+
+# ---- Chromium
+my $home = scratch('browser', 1);
+mkdir "$home/.pki";
+mkdir "$home/.pki/nssdb";
+my @db = ('-d', "sql:$home/.pki/nssdb");
+run([ 'certutil', @db, '-N', '--empty-password' ]);
+my $weir_home = scratch('home', 1);
+for my $way (sort keys %out) {
+    my $w = Weir->start(home => $weir_home, set => [ @set, $out{$way}->@* ]);
+    run([ 'certutil', @db, '-A', '-t', 'C,,', '-n', 'weir', '-i', $w->ca ]);
+    for my $url ('https://localhost:' . $tls->port . '/', 'http://127.0.0.1:' . $plain->port . '/') {
+        my $r = run([ 'chromium', qw(--headless --no-sandbox --disable-gpu
+            --disable-quic --no-first-run --disable-background-networking
+            --disable-component-update --disable-sync --disable-dev-shm-usage
+            --proxy-bypass-list=<-loopback> --dump-dom),
+            '--proxy-server=socks5://' . $w->addr,
+            '--user-data-dir=' . scratch('profile', 1), $url ],
+            env => { HOME => $home }, limit => 2 * LIMIT);
+        like $r->{out}, qr{<p>hello</p>}, "Chromium by socks5://, $way, $url"
+            or diag substr $w->log, -2000;
+    }
+    like $w->log, qr/spoke=intercepted/, 'https was intercepted';
+    $w->stop;
+}
+
+# ---- HTTP/2: in from clients, out through parents
+my $front = free_port();
+my $docs  = scratch('docs', 1);
+my $nghttpd = start_process([ 'nghttpd', '-d', $docs, $front,
+    $certs->{good}{key}, $certs->{good}{cert} ]);
+spew("$docs/page", 'over HTTP/2');
+wait_for('nghttpd', sub { IO::Socket::IP->new(PeerHost => '127.0.0.1', PeerPort => $front) });
+for my $way (sort keys %out) {
+    my $w = Weir->start(home => $weir_home, set => [ @set, $out{$way}->@* ]);
+    my $r = curl($w, '--http2', '--cacert', $w->ca, ("https://localhost:$front/page") x 3);
+    is $r->{out}, 'over HTTP/2' x 3, "HTTP/2 through interception, $way" or diag $r->{err}, $w->log;
+    is $r->{version}, 2, 'is HTTP/2 here';
+    $r = curl($w, '--http1.1', '--cacert', $w->ca, "https://localhost:$front/page");
+    is $r->{out}, 'over HTTP/2', 'and from HTTP/1.1';
+    like $w->log, qr/parent=/, 'through the parent' if $way ne 'direct';
+    $w->stop;
+}
+{
+    my $w = Weir->start(set => [ @set, 'proxy.users=ann:pw' ]);
+    my $r = run([ 'nghttp', '-v', "http://${\ $w->addr}/", '-H', ':scheme: http',
+        '-H', ':authority: 127.0.0.1:' . $plain->port ]);
+    like $r->{out}, qr/:status: 407/, 'an HTTP/2 client without a user: 407';
+    like $r->{out}, qr/proxy-authenticate: Basic realm/, 'and the challenge';
+    $r = run([ 'nghttp', '-v', "http://${\ $w->addr}/", '-H',
+        ':authority: 127.0.0.1:' . $plain->port, '-H',
+        'proxy-authorization: Basic YW5uOnB3' ]);
+    like $r->{out}, qr/:status: 200/, 'with one: 200';
+    $w->stop;
+}
+stop_process($_) for $sshd, $nghttpd;
+done_testing;
