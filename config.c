@@ -651,7 +651,7 @@ users_add(struct given *g, const char *item)
     if ((to = list_add(g)) == NULL)
         return false;
     memcpy(to->name, item, (size_t)(colon - item));
-    snprintf(to->password, sizeof to->password, "%s", colon + 1);
+    memcpy(to->password, colon + 1, strlen(colon + 1) + 1);
     return true;
 }
 
@@ -859,7 +859,7 @@ rule_find(struct given *g)
         return NULL;
     }
     if ((rule = list_add(g)) != NULL)
-        snprintf(rule->name, sizeof rule->name, "%s", name);
+        memcpy(rule->name, name, strlen(name) + 1);
     return rule;
 }
 
