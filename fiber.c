@@ -54,6 +54,10 @@ struct fiber {
     TAILQ_ENTRY(fiber) waking;
 };
 
+struct sleeper {
+    struct fiber *fiber;
+};
+
 static _Thread_local struct fiber *here;
 
 /* Is this code running on a fiber? */
@@ -146,13 +150,10 @@ forget_wake(struct fibers *fs, struct fiber *f)
 static void
 go_on(struct fibers *fs, struct fiber *f)
 {
-    ucontext_t owner;
-
     forget_wake(fs, f);
     here = f;
-    fs->owner = &owner;
     tsan_switch(f->tsan);
-    swapcontext(&owner, &f->at);
+    swapcontext(fs->owner, &f->at);
     here = NULL;
     if (!f->ended)
         return;
@@ -354,7 +355,7 @@ fiber_call(struct pool *p, void (*run)(void *), void *arg)
 /* ---- the owner
  * --------------------------------------------------------------- */
 
-/* False: out of descriptors. */
+/* False: out of descriptors or memory. */
 bool
 fibers_init(struct fibers *fs, size_t stack_bytes)
 {
@@ -366,6 +367,11 @@ fibers_init(struct fibers *fs, size_t stack_bytes)
     fs->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (fs->wake_fd < 0)
         return false;
+    if ((fs->owner = calloc(1, sizeof(ucontext_t))) == NULL) {
+        close(fs->wake_fd);
+        fs->wake_fd = -1;
+        return false;
+    }
     pthread_mutex_init(&fs->lock, NULL);
     return true;
 }
@@ -396,6 +402,7 @@ fibers_clear(struct fibers *fs)
     if (fs->wake_fd < 0)
         return;
     fibers_rest(fs);
+    free(fs->owner);
     close(fs->wake_fd);
     fs->wake_fd = -1;
     pthread_mutex_destroy(&fs->lock);
@@ -422,8 +429,8 @@ wake_late(struct fibers *fs)
     if (now < fs->until)
         return;
     fs->until = INT64_MAX;
-    TAILQ_FOREACH(f, &fs->sleeping, sleeping)
-    {
+    for (f = TAILQ_FIRST(&fs->sleeping); f != NULL;
+         f = TAILQ_NEXT(f, sleeping)) {
         if (f->until <= now)
             fiber_wake(f);
         else if (f->until < fs->until)
@@ -454,7 +461,7 @@ static bool
 polls_room(struct fibers *fs, size_t n)
 {
     struct pollfd *polls;
-    struct fiber **who;
+    struct sleeper *who;
 
     if (n <= fs->cap)
         return true;
@@ -498,11 +505,11 @@ fibers_poll(struct fibers *fs, struct pollfd *own, size_t n, int ms)
         fs->polls[i] = own[i];
     fs->polls[total++] = (struct pollfd){.fd = fs->wake_fd, .events = POLLIN};
     if (fs->n_fds > 0)
-        TAILQ_FOREACH(f, &fs->sleeping, sleeping)
-        {
+        for (f = TAILQ_FIRST(&fs->sleeping); f != NULL;
+             f = TAILQ_NEXT(f, sleeping)) {
             if (f->fd < 0)
                 continue;
-            fs->who[total] = f;
+            fs->who[total].fiber = f;
             fs->polls[total++] =
                 (struct pollfd){.fd = f->fd, .events = f->events};
         }
@@ -514,6 +521,6 @@ fibers_poll(struct fibers *fs, struct pollfd *own, size_t n, int ms)
     fs->asleep = false;
     for (size_t i = n + 1; i < total; i++)
         if (fs->polls[i].revents != 0)
-            wake_locked(fs, fs->who[i]);
+            wake_locked(fs, fs->who[i].fiber);
     pthread_mutex_unlock(&fs->lock);
 }

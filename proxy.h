@@ -440,6 +440,7 @@ struct h1 {
 /* ---- fibers of a session's owner ----------------------------------------- */
 
 struct fiber; /* a stack, and where it goes on (fiber.c) */
+struct sleeper;
 struct pollfd;
 TAILQ_HEAD(fiber_list, fiber);
 
@@ -453,7 +454,7 @@ struct fibers { /* all of one owner */
     void *owner;   /* where the owner goes on */
     void *tsan;
     struct pollfd *polls;
-    struct fiber **who;
+    struct sleeper *who; /* whose each of polls is */
     size_t cap;
     int wake_fd;
     /* needs lock */

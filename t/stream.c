@@ -281,7 +281,7 @@ test_ends(void)
     ok(http->ops->unwanted(http), "a stream needs no reading past");
     pair_close(&p);
 
-    http = pair_open(&p, SIDE_CLIENT, 1000);
+    (void)pair_open(&p, SIDE_CLIENT, 1000);
     hub_over(&p.hub);
     ok(stream_new(&p.hub, SIDE_CLIENT, HTTP_2, 1) == NULL,
        "no stream of a session that is over");
