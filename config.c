@@ -651,7 +651,7 @@ users_add(struct given *g, const char *item)
     if ((to = list_add(g)) == NULL)
         return false;
     memcpy(to->name, item, (size_t)(colon - item));
-    strcpy(to->password, colon + 1);
+    memcpy(to->password, colon + 1, strlen(colon + 1) + 1);
     return true;
 }
 
@@ -859,7 +859,7 @@ rule_find(struct given *g)
         return NULL;
     }
     if ((rule = list_add(g)) != NULL)
-        strcpy(rule->name, name);
+        memcpy(rule->name, name, strlen(name) + 1);
     return rule;
 }
 

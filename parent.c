@@ -342,7 +342,7 @@ ways_env(struct env_ways *env, char *err, size_t cap)
 bool
 ways_add(struct ways *ways, struct parent *p)
 {
-    struct parent **at = realloc(ways->at, (ways->n + 1) * sizeof *at);
+    struct parent **at = realloc(ways->at, (ways->n + 1) * sizeof(void *));
 
     if (at == NULL) {
         parent_give(p);

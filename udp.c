@@ -193,7 +193,7 @@ is_client(struct relay *y, struct sockaddr_storage *from)
 static bool
 carry_up(struct relay *y)
 {
-    struct sockaddr_storage from;
+    struct sockaddr_storage from = {0};
     socklen_t len = sizeof from;
     ssize_t got = recvfrom(y->inner, y->buf, DATAGRAM_MAX, 0,
                            (struct sockaddr *)&from, &len);
@@ -220,7 +220,7 @@ carry_up(struct relay *y)
 static bool
 carry_down(struct relay *y, int fd)
 {
-    struct sockaddr_storage from;
+    struct sockaddr_storage from = {0};
     socklen_t len = sizeof from;
     ssize_t got = recvfrom(fd, y->buf + HEAD_MAX, DATAGRAM_MAX, 0,
                            (struct sockaddr *)&from, &len);
