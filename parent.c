@@ -278,12 +278,13 @@ env_get(const char *lower)
 {
     const char *value = getenv(lower);
     char upper[32];
-    size_t n = strlen(lower);
+    size_t n = 0;
 
     if (value != NULL && value[0] != '\0')
         return value;
-    for (size_t i = 0; i <= n && i < sizeof upper; i++)
-        upper[i] = (char)toupper((unsigned char)lower[i]);
+    for (; lower[n] != '\0' && n < sizeof upper - 1; n++)
+        upper[n] = (char)toupper((unsigned char)lower[n]);
+    upper[n] = '\0';
     value = getenv(upper);
     return value != NULL && value[0] != '\0' ? value : NULL;
 }

@@ -823,7 +823,7 @@ struct conn *conn_new(struct weir *, int fd, const struct sockaddr *,
                       socklen_t);
 enum conn_state conn_run(struct conn *, struct worker *); /* PARKED or DONE */
 void conn_refuse(struct conn *, enum why); /* without waiting; then conn_free */
-void conn_timeout(struct conn *); /* parked past its `until` */
+void conn_timeout(struct conn *);          /* parked past its `until` */
 void conn_free(struct conn *);
 /* A CONNECT's target that a stream leads to; the other end of fd is pumped. */
 struct conn *conn_new_inside(const struct client *, int fd,
