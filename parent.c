@@ -282,7 +282,7 @@ env_get(const char *lower)
 
     if (value != NULL && value[0] != '\0')
         return value;
-    for (; lower[n] != '\0' && n < sizeof upper - 1; n++)
+    for (; n < sizeof upper - 1 && lower[n] != '\0'; n++)
         upper[n] = (char)toupper((unsigned char)lower[n]);
     upper[n] = '\0';
     value = getenv(upper);
