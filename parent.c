@@ -277,14 +277,12 @@ static const char *
 env_get(const char *lower)
 {
     const char *value = getenv(lower);
-    char upper[32];
-    size_t n = 0;
+    char upper[32] = "";
 
     if (value != NULL && value[0] != '\0')
         return value;
-    for (; n < sizeof upper - 1 && lower[n] != '\0'; n++)
-        upper[n] = (char)toupper((unsigned char)lower[n]);
-    upper[n] = '\0';
+    for (size_t i = 0; lower[i] != '\0' && i + 1 < sizeof upper; i++)
+        upper[i] = (char)toupper((unsigned char)lower[i]);
     value = getenv(upper);
     return value != NULL && value[0] != '\0' ? value : NULL;
 }

@@ -338,7 +338,7 @@ udp_relay(const struct client *c, struct end *control, const struct socks *s,
         (void)socks_answer(s, control, SOCKS_FAILED, NULL, &ignored);
     else
         why = socks_answer(s, control, SOCKS_OK, (struct sockaddr *)&bound, f);
-    if (why == WHY_NONE)
+    if (why == WHY_NONE && y.inner >= 0)
         why = relay_run(&y, control, f);
     atomic_fetch_sub(&c->weir->n_udp, 1);
     for (int i = 0; i < 3; i++) {
