@@ -1094,10 +1094,9 @@ answer_now(struct conn *c, const char *text)
 
 /* Nobody will take it: say so, in one attempt.  The accept thread's. */
 void
-conn_refuse(struct conn *c, enum why why)
+conn_refuse(struct conn *c, enum why why, const char *op)
 {
-    fail_own(&c->fail, SIDE_WEIR, why,
-             why == WHY_LIMIT ? "connections of one client" : "queue");
+    fail_own(&c->fail, SIDE_WEIR, why, op);
     if (c->h2 != NULL)
         h2_goodbye(c->h2);
     answer_now(c, "HTTP/1.1 503 Service Unavailable\r\n"

@@ -299,7 +299,7 @@ addresses_judge(const struct client *c, const char *host, uint16_t port,
 }
 
 /*
- * dial_target - a connected, blocking socket to host:port.
+ * dial - a connected, blocking socket to host:port.
  *
  * host  name or address in text, no brackets
  * what  how its addresses are judged; ACCESS_GRANTED: they are not
@@ -313,9 +313,8 @@ addresses_judge(const struct client *c, const char *host, uint16_t port,
  * Thread: any.  Blocks: dns_s + connect_s.
  */
 enum why
-dial_target(const struct client *c, const char *host, uint16_t port,
-            enum access what, int *fd, char addr[ADDR_MAX],
-            struct clock_marks *took, struct fail *f)
+dial(const struct client *c, const char *host, uint16_t port, enum access what,
+     int *fd, char addr[ADDR_MAX], struct clock_marks *took, struct fail *f)
 {
     struct address a[RACE_MAX];
     const char *name = host;
@@ -350,12 +349,4 @@ dial_target(const struct client *c, const char *host, uint16_t port,
         *fd = -1;
     }
     return why;
-}
-
-/* dial_target() for whoever is not asked whether he may: a parent, say. */
-enum why
-dial(const struct client *c, const char *host, uint16_t port, int *fd,
-     char addr[ADDR_MAX], struct clock_marks *took, struct fail *f)
-{
-    return dial_target(c, host, port, ACCESS_GRANTED, fd, addr, took, f);
 }

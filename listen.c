@@ -430,7 +430,7 @@ park(struct listeners *ls, struct conn *c)
 static void
 refuse(struct listeners *ls, struct conn *c)
 {
-    conn_refuse(c, WHY_BUSY);
+    conn_refuse(c, WHY_BUSY, "queue");
     conn_over(ls, c);
 }
 
@@ -475,7 +475,7 @@ conn_begin(struct listeners *ls, int fd, const struct sockaddr_storage *from,
     }
     live_add(ls, c);
     if (guest_come(ls, &c->client) > (size_t)c->client.conf->connections) {
-        conn_refuse(c, WHY_LIMIT);
+        conn_refuse(c, WHY_BUSY, "connections of one client");
         conn_over(ls, c);
     } else if (has_news(c)) {
         hand_over(ls, c);

@@ -603,7 +603,8 @@ open_through(const struct client *c, struct secure *s, struct upstream *up,
     struct clock_marks took = {-1, -1, -1};
     int64_t from = now_us();
     int fd = -1;
-    enum why why = dial(c, p->host, p->port, &fd, up->addr, &took, f);
+    enum why why =
+        dial(c, p->host, p->port, ACCESS_GRANTED, &fd, up->addr, &took, f);
 
     if (why != WHY_NONE)
         return why;

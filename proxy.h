@@ -822,8 +822,9 @@ void stack_rest(void); /* unused pages of this thread's stack go back */
 struct conn *conn_new(struct weir *, int fd, const struct sockaddr *,
                       socklen_t);
 enum conn_state conn_run(struct conn *, struct worker *); /* PARKED or DONE */
-void conn_refuse(struct conn *, enum why); /* without waiting; then conn_free */
-void conn_timeout(struct conn *);          /* parked past its `until` */
+void conn_refuse(struct conn *, enum why,
+                 const char *op); /* without waiting; then conn_free */
+void conn_timeout(struct conn *); /* parked past its `until` */
 void conn_free(struct conn *);
 /* A CONNECT's target that a stream leads to; the other end of fd is pumped. */
 struct conn *conn_new_inside(const struct client *, int fd,
@@ -1141,12 +1142,9 @@ extern struct resolver dns_resolver; /* set before the first lookup */
 
 /* ---- dial.c: host and port -> connected socket --------------------------- */
 
-enum why dial(const struct client *, const char *host, uint16_t port, int *fd,
-              char addr[ADDR_MAX], struct clock_marks *, struct fail *);
-/* The same for a target: its addresses are judged (acl.c). */
-enum why dial_target(const struct client *, const char *host, uint16_t port,
-                     enum access, int *fd, char addr[ADDR_MAX],
-                     struct clock_marks *, struct fail *);
+enum why dial(const struct client *, const char *host, uint16_t port,
+              enum access, int *fd, char addr[ADDR_MAX], struct clock_marks *,
+              struct fail *);
 void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 uint16_t address_port(const struct sockaddr_storage *);

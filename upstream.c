@@ -192,7 +192,7 @@ dial_direct(const struct client *c, struct upstream *up, enum access what,
         why = breaker_ask(b, o->host, o->port, &trial, f);
     if (why != WHY_NONE)
         return why;
-    why = dial_target(c, o->host, o->port, what, &fd, up->addr, &up->took, f);
+    why = dial(c, o->host, o->port, what, &fd, up->addr, &up->took, f);
     if (b != NULL)
         breaker_tell(b, o->host, o->port, trial, f, c->id);
     end_init(&up->end, fd, SIDE_ORIGIN, c->conf->idle_s * 1000);
