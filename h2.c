@@ -38,7 +38,7 @@ enum {
     CALM_MS = 10000,    /* the span that the limits of proxy.ini speak of */
     SILENT_MS = 5000,   /* an origin that said nothing for so long is asked */
     PING_MS = 3000,     /* and has so long to answer */
-    TRIM_STREAMS = 50,    /* served: there may be memory to give back */
+    TRIM_STREAMS = 50,  /* served: there may be memory to give back */
     UNHEARD_MS = 200,   /* for the end of a request that was answered */
     EARN_BYTES = 512,   /* sent: the peer may send a WINDOW_UPDATE more */
     BOMB = 3,           /* times head_bytes that a head may unpack to */
