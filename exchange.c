@@ -56,6 +56,7 @@ struct upload {
  * Bulk between two plain sockets does not come up to us: splice(2).  Moves all
  * it can of `from`'s content; WHY_MORE: not possible, or not worth it, here.
  * What the codecs have buffered must have been read, and flushed, before.
+ * Content with a clock of its own is a trickle of events, not bulk.
  */
 static enum why
 splice_content(struct http *from, struct http *to, atomic_llong *moved_at,
@@ -64,12 +65,17 @@ splice_content(struct http *from, struct http *to, atomic_llong *moved_at,
     uint64_t left = 0;
     struct end *in = from->ops->raw_in(from, &left);
     struct end *out = in != NULL ? to->ops->raw_out(to) : NULL;
+    const struct watch *before;
     int fds[2];
     enum why why = WHY_NONE;
 
-    if (out == NULL || left < SPLICE_FROM || pipe2(fds, O_CLOEXEC) != 0)
+    if (out == NULL || left < SPLICE_FROM || from->idle_ms != 0 ||
+        pipe2(fds, O_CLOEXEC) != 0)
         return WHY_MORE;
     (void)fcntl(fds[1], F_SETPIPE_SZ, SPLICE_BYTES); /* else its default */
+    before = in->watch;
+    if (from->watch != NULL) /* as the codec does when it reads */
+        in->watch = from->watch;
     while (left > 0 && why == WHY_NONE) {
         size_t n = left < SPLICE_BYTES ? (size_t)left : SPLICE_BYTES;
 
@@ -82,6 +88,7 @@ splice_content(struct http *from, struct http *to, atomic_llong *moved_at,
                 left -= n;
         }
     }
+    in->watch = before;
     close(fds[0]);
     close(fds[1]);
     /* The codec knows whether this end of input is the content's, too. */

@@ -277,12 +277,11 @@ static const char *
 env_get(const char *lower)
 {
     const char *value = getenv(lower);
-    char upper[32];
-    size_t n = strlen(lower);
+    char upper[32] = "";
 
     if (value != NULL && value[0] != '\0')
         return value;
-    for (size_t i = 0; i <= n && i < sizeof upper; i++)
+    for (size_t i = 0; lower[i] != '\0' && i + 1 < sizeof upper; i++)
         upper[i] = (char)toupper((unsigned char)lower[i]);
     value = getenv(upper);
     return value != NULL && value[0] != '\0' ? value : NULL;

@@ -307,7 +307,7 @@ without_worker(void)
     make(&l);
     net_say(l.client, HOME);
     NEED(end_wait(&l.conn->end, NET_LIMIT_S * 1000));
-    conn_refuse(l.conn, WHY_BUSY);
+    conn_refuse(l.conn, WHY_BUSY, "queue");
     conn_free(l.conn);
     answer = net_rest(l.client, &error);
     ok(has(answer, "HTTP/1.1 503 "), "no worker in time: 503");
@@ -318,7 +318,7 @@ without_worker(void)
     make(&l);
     net_say(l.client, "\x16\x03\x01");
     NEED(end_wait(&l.conn->end, NET_LIMIT_S * 1000));
-    conn_refuse(l.conn, WHY_BUSY);
+    conn_refuse(l.conn, WHY_BUSY, "queue");
     conn_free(l.conn);
     is_str(net_rest(l.client, &error), "", "but not to one that speaks TLS");
     close(l.client);

@@ -14,12 +14,14 @@
 enum { LIMIT_MS = NET_LIMIT_S * 1000 };
 
 static struct weir weir;
-static struct config *conf;
 static struct pool *pool;
-static uint16_t port; /* the origin's */
-static int listener;
+/* each script's own */
+static _Thread_local struct config *conf;
+static _Thread_local uint16_t port; /* the origin's */
+static _Thread_local int listener;
 
-struct talk {           /* one client connection */
+struct talk { /* one client connection */
+    const struct config *conf;
     int client, origin; /* the peers' sockets; -1: none */
     struct end end;     /* the worker's from here on */
     sem_t served;       /* posted after each exchange */
@@ -35,7 +37,7 @@ static void
 serve(void *job, struct worker *w)
 {
     struct talk *t = job;
-    struct client client = {.weir = &weir, .conf = conf, .stream = -1};
+    struct client client = {.weir = &weir, .conf = t->conf, .stream = -1};
     struct head req, res;
     struct h1 h1;
     struct upstream *up = NULL;
@@ -43,7 +45,7 @@ serve(void *job, struct worker *w)
 
     head_init(&req);
     head_init(&res);
-    h1_init(&h1, &t->end, SIDE_CLIENT, conf);
+    h1_init(&h1, &t->end, SIDE_CLIENT, t->conf);
     t->how = EXCHANGE_KEEP;
     while (t->how == EXCHANGE_KEEP &&
            h1.http.ops->read_head(&h1.http, &req, &f) == WHY_NONE) {
@@ -79,7 +81,7 @@ begin(struct talk *t)
 {
     int fds[2];
 
-    *t = (struct talk){.origin = -1};
+    *t = (struct talk){.conf = conf, .origin = -1};
     sem_init(&t->served, 0, 0);
     net_pair(fds);
     t->client = fds[0];
@@ -607,6 +609,32 @@ own_answers(void)
     ok(!net_called(listener), "the origin saw none of them");
 }
 
+/* Events are not bulk: between them idle_s does not count. */
+static void
+event_stream(void)
+{
+    struct talk t;
+    struct pollfd p = {.events = POLLIN};
+
+    begin(&t);
+    ask(&t, "GET http://%s/ HTTP/1.0\r\n\r\n");
+    accept_new(&t);
+    NEED(asked(&t) != NULL);
+    net_say(t.origin, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+                      "\r\ndata: 1\n\n");
+    ok(told(&t) != NULL && net_hear(t.client, "data: 1\n\n"), "an event");
+    p.fd = t.client;
+    is_int(poll(&p, 1, conf->idle_s * 1000 + 200), 0,
+           "none for longer than idle_s, and no end");
+    net_say(t.origin, "data: 2\n\n");
+    ok(net_hear(t.client, "data: 2\n\n"), "another event");
+    close(t.origin);
+    t.origin = -1;
+    served(&t);
+    is_int(t.fail.why, WHY_NONE, "its end is one");
+    finish(&t);
+}
+
 /* A client that leaves is noticed while the origin thinks. */
 static void
 client_leaves(void)
@@ -628,11 +656,61 @@ client_leaves(void)
     finish(&t);
 }
 
+/* The same in the middle of content that moves by splice(2). */
+static void
+client_leaves_bulk(void)
+{
+    enum { PART = 300000 };
+    static char part[PART], got[PART];
+    struct talk t;
+    size_t n = 0;
+    ssize_t more;
+
+    begin(&t);
+    ask(&t, GET);
+    accept_new(&t);
+    NEED(asked(&t) != NULL);
+    net_say(t.origin, "HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n");
+    NEED(told(&t) != NULL);
+    net_put(t.origin, part, sizeof part);
+    while (n < PART && (more = recv(t.client, got, PART - n, 0)) > 0)
+        n += (size_t)more;
+    is_int(n, PART, "a part of much content");
+    net_reset(t.client);
+    ok(net_ended(t.origin), "the client leaves: the origin is let go");
+    served(&t);
+    is_int(t.how, EXCHANGE_CUT, "nothing follows");
+    is_int(t.fail.why, WHY_OVER, "nobody waits");
+    t.client = net_connect(port); /* for finish() to close */
+    close(net_accept(listener));
+    finish(&t);
+}
+
+/* A thread for a script that takes its time. */
+static void *
+aside(void *arg)
+{
+    char *sets[] = {"proxy.idle_s=1"};
+    char err[512];
+
+    conf = config_read(NULL, sets, 1, err, sizeof err);
+    NEED(conf != NULL);
+    listener = net_listen(AF_INET, &port);
+    (*(void (**)(void))arg)();
+    close(listener);
+    config_give(conf);
+    return NULL;
+}
+
 int
 main(void)
 {
+    static void (*slow[])(void) = {client_leaves, client_leaves_bulk,
+                                   event_stream};
+    enum { SLOW = sizeof slow / sizeof slow[0] };
     char *sets[] = {"log.level=error"};
-    struct pool_conf workers = {"t", 1, 4, 256 * 1024, serve};
+    struct pool_conf workers = {"t", 1 + SLOW, 4, 256 * 1024, serve};
+    pthread_t threads[SLOW];
     char err[512];
 
     conf = config_read(NULL, sets, 1, err, sizeof err);
@@ -644,6 +722,8 @@ main(void)
     snprintf(weir.via, sizeof weir.via, "weir-test");
     listener = net_listen(AF_INET, &port);
     NEED((pool = pool_new(&workers)) != NULL);
+    for (int i = 0; i < SLOW; i++)
+        threads[i] = net_thread(aside, &slow[i]);
     usual();
     interim();
     expectation();
@@ -661,7 +741,8 @@ main(void)
     bad_answers();
     surplus();
     own_answers();
-    client_leaves();
+    for (int i = 0; i < SLOW; i++)
+        pthread_join(threads[i], NULL);
     pool_free(pool);
     upstreams_free(weir.upstreams);
     close(listener);

@@ -187,7 +187,7 @@ test_addresses(void)
 static int
 accepted_fd(int client)
 {
-    struct sockaddr_in mine, peer;
+    struct sockaddr_in mine = {0}, peer = {0};
     socklen_t len = sizeof mine;
     DIR *fds = opendir("/proc/self/fd");
     struct dirent *e;

@@ -139,8 +139,11 @@ static void
 an_error(void)
 {
     struct visit v;
-    struct fail why = {WHY_REFUSED, SIDE_ORIGIN, "connect", ECONNREFUSED,
-                       sys_text};
+    struct fail why = {.why = WHY_REFUSED,
+                       .side = SIDE_ORIGIN,
+                       .op = "connect",
+                       .code = ECONNREFUSED,
+                       .text = sys_text};
     struct fail f = {0};
 
     visit_init(&v, "GET", "/a?b", NULL);
@@ -284,9 +287,12 @@ static void
 certificates(void)
 {
     struct visit v;
-    struct fail why = {WHY_CERT, SIDE_ORIGIN, "verify certificate",
-                       GNUTLS_CERT_INVALID | GNUTLS_CERT_SIGNER_NOT_FOUND,
-                       cert_text};
+    struct fail why = {.why = WHY_CERT,
+                       .side = SIDE_ORIGIN,
+                       .op = "verify certificate",
+                       .code =
+                           GNUTLS_CERT_INVALID | GNUTLS_CERT_SIGNER_NOT_FOUND,
+                       .text = cert_text};
     struct fail f = {0};
 
     visit_init(&v, "GET", "/", NULL);
