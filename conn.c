@@ -802,7 +802,7 @@ conn_exchange(struct conn *c)
 
 /* A request has come on a stream: another pool serves it. */
 static bool
-session_begin(void *arg, struct stream *s)
+session_begin(void *arg, struct stream *s, struct fibers *fibers)
 {
     struct conn *c = arg;
     struct served *served = served_new(s, &c->client);
@@ -811,10 +811,7 @@ session_begin(void *arg, struct stream *s)
         stream_give(s);
         return false;
     }
-    if (pool_submit(c->client.weir->exchanges, served))
-        return true;
-    serve_refuse(served, WHY_BUSY);
-    return true; /* it was told so on its stream */
+    return serve_begin(served, fibers);
 }
 
 /* Own an HTTP/2 session until it is over, or silent without a stream. */

@@ -160,7 +160,8 @@ sock_recv_now(struct end *e, void *buf, size_t cap, size_t *n, struct fail *f)
 }
 
 static enum why
-sock_recv(struct end *e, void *buf, size_t cap, size_t *n, struct fail *f)
+sock_recv(struct end *e, void *buf, size_t cap, int flags, size_t *n,
+          struct fail *f)
 {
     int quiet_ms = 0;
 
@@ -168,17 +169,26 @@ sock_recv(struct end *e, void *buf, size_t cap, size_t *n, struct fail *f)
         return sock_recv_now(e, buf, cap, n, f);
     for (;;) {
         int wait = recv_wait(e, quiet_ms);
+        bool fiber = fiber_here();
         ssize_t got;
 
         if (e->deadline != 0 && now_ms() >= e->deadline)
             return fail_own(f, e->side, WHY_LATE, "read");
-        if (wait != e->rcv_ms) {
+        if (!fiber && wait != e->rcv_ms) {
             set_timeout(e->fd, SO_RCVTIMEO, wait);
             e->rcv_ms = wait;
         }
-        got = recv(e->fd, buf, cap, 0);
+        got = recv(e->fd, buf, cap, flags | (fiber ? MSG_DONTWAIT : 0));
+        if (got < 0 && errno == EAGAIN && fiber) {
+            int64_t from = now_ms();
+
+            fiber_sleep(e->fd, POLLIN, wait);
+            got = recv(e->fd, buf, cap, flags | MSG_DONTWAIT);
+            if (got < 0 && errno == EAGAIN && now_ms() - from < wait)
+                continue; /* woken, and it was not for this */
+        }
         if (got > 0) {
-            e->n_in += (uint64_t)got;
+            e->n_in += (flags & MSG_PEEK) ? 0 : (uint64_t)got;
             *n = (size_t)got;
             return WHY_NONE;
         }
@@ -214,7 +224,12 @@ iov_advance(struct iovec **iov, int *n, size_t done)
 static enum why
 sock_send(struct end *e, struct iovec *iov, int n, int flags, struct fail *f)
 {
-    if (e->snd_ms != e->idle_ms) {
+    int64_t from = 0;
+
+    if (fiber_here()) {
+        flags |= MSG_DONTWAIT;
+        from = now_ms();
+    } else if (e->snd_ms != e->idle_ms) {
         set_timeout(e->fd, SO_SNDTIMEO, e->idle_ms);
         e->snd_ms = e->idle_ms;
     }
@@ -225,11 +240,18 @@ sock_send(struct end *e, struct iovec *iov, int n, int flags, struct fail *f)
 
         if (put < 0 && errno == EINTR)
             continue;
+        if (put < 0 && errno == EAGAIN && from != 0 &&
+            now_ms() - from < e->idle_ms) {
+            fiber_sleep(e->fd, POLLOUT, e->idle_ms);
+            continue;
+        }
         if (put < 0 && errno == EAGAIN)
             return fail_own(f, e->side, WHY_IDLE, "write");
         if (put < 0)
             return fail_sys(f, e->side, "write", errno);
         e->n_out += (uint64_t)put;
+        if (from != 0)
+            from = now_ms();
         iov_advance(&iov, &n, (size_t)put);
     }
     return WHY_NONE;
@@ -411,7 +433,7 @@ layer_read(struct end *e, struct tls *t, void *buf, size_t cap, size_t *n,
            struct fail *f)
 {
     if (t == NULL)
-        return sock_recv(e, buf, cap, n, f);
+        return sock_recv(e, buf, cap, 0, n, f);
     for (;;) {
         ssize_t got = tls_decrypt(t, buf, cap);
         enum why why;
@@ -624,8 +646,14 @@ enum why
 end_fill(struct end *e, size_t cap, struct fail *f)
 {
     size_t n;
+    char byte;
     enum why why;
 
+    /* Thousands of fibers may wait at once: a buffer each only when there is
+     * something to put into it. */
+    if (e->cap == 0 && e->tls == NULL && fiber_here() && !e->no_wait &&
+        (why = sock_recv(e, &byte, 1, MSG_PEEK, &n, f)) != WHY_NONE)
+        return why;
     if (!buffer_room(e, cap)) {
         if (e->len >= cap)
             return fail_own(f, e->side, WHY_LIMIT, "read");

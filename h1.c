@@ -24,7 +24,7 @@
 #include "proxy.h"
 
 enum {
-    OUT_FIRST = 2048,    /* the first write buffer: a usual head */
+    OUT_FIRST = 1024,    /* the first write buffer: a usual head */
     OUT_MAX = 16384,     /* kept at most, and joined before it is sent */
     OUT_JOIN = 4096,     /* content up to this is copied behind the head */
     OUT_SPARE = 384,     /* beside a head's own text: what we add to it */

@@ -38,6 +38,7 @@ enum {
     CALM_MS = 10000,    /* the span that the limits of proxy.ini speak of */
     SILENT_MS = 5000,   /* an origin that said nothing for so long is asked */
     PING_MS = 3000,     /* and has so long to answer */
+    TRIM_STREAMS = 50,  /* served: there may be memory to give back */
     UNHEARD_MS = 200,   /* for the end of a request that was answered */
     EARN_BYTES = 512,   /* sent: the peer may send a WINDOW_UPDATE more */
     BOMB = 3,           /* times head_bytes that a head may unpack to */
@@ -64,6 +65,7 @@ struct gap { /* identifiers that the client passed over */
 
 struct h2 {
     struct hub hub;
+    struct fibers fibers; /* server role: serve those streams that can be */
     /* set by h2_new(), then only read */
     struct end *end;
     enum side side; /* whom we speak with */
@@ -84,7 +86,7 @@ struct h2 {
     int32_t last_id;
     struct gap gaps[GAPS]; /* the last ones */
     size_t n_gaps;
-    uint64_t n_served;
+    uint64_t n_served, trim_at;
     /* needs hub.lock */
     pthread_cond_t settled;
     bool settings_seen, extended, leaving, stop;
@@ -613,7 +615,7 @@ send_content(nghttp2_session *ng, nghttp2_frame *frame, const uint8_t *hd,
         s->out.len -= len;
         if (s->out.len == 0) {
             s->out.start = 0;
-            pthread_cond_broadcast(&s->news); /* there is room again */
+            stream_tell(s); /* there is room again */
         }
     }
     pthread_mutex_unlock(&s->hub->lock);
@@ -809,7 +811,7 @@ begin_fresh(struct h2 *h)
     }
     for (; s != NULL; s = next) {
         next = s->next_own;
-        if (!h->user.begin(h->user.arg, s))
+        if (!h->user.begin(h->user.arg, s, &h->fibers))
             refuse(h, (int32_t)s->id, NGHTTP2_REFUSED_STREAM);
     }
 }
@@ -981,11 +983,23 @@ told_to_stop(struct h2 *h)
     return stop;
 }
 
+/* Buffers of a burst that is over. */
+static void
+give_back(struct h2 *h)
+{
+    end_drop_buffer(h->end);
+    if (h->out.len == 0)
+        store_clear(&h->out);
+    if (h->fibers.n_free > h->fibers.n)
+        fibers_rest(&h->fibers);
+}
+
 /* Twice a second. */
 static enum why
 tick(struct h2 *h, struct fail *f)
 {
     end_stalled(h);
+    give_back(h);
     if (h->block_from != 0 && h->now - h->block_from >= h->head_ms)
         give_up(h, NGHTTP2_ENHANCE_YOUR_CALM, "unfinished header block");
     if (h->blocked_at != 0 && h->now - h->blocked_at >= h->idle_ms)
@@ -1024,7 +1038,10 @@ sleep_until_news(struct h2 *h, int ms)
 
     if (end_pending(h->end) || !hub_sleep(&h->hub))
         return;
-    (void)poll(p, 2, ms);
+    if (h->fibers.n > 0)
+        fibers_poll(&h->fibers, p, 2, ms);
+    else
+        (void)poll(p, 2, ms);
     hub_awake(&h->hub);
 }
 
@@ -1036,6 +1053,17 @@ say_why(struct h2 *h)
 
     nghttp2_session_terminate_session(h->ng, h->code);
     (void)transmit(h, &ignored);
+}
+
+/* Fibers need this thread to notice anything.  True: some ran. */
+static bool
+fibers_leave(struct h2 *h)
+{
+    if (h->fibers.n == 0)
+        return false;
+    fibers_poll(&h->fibers, NULL, 0, TICK_MS);
+    fibers_run(&h->fibers);
+    return true;
 }
 
 /* Nobody serves the streams any more: their users shall notice, and leave. */
@@ -1072,7 +1100,7 @@ break_all(struct h2 *h, const struct fail *f)
             }
             serve_call(h, s);
         }
-    while (!hub_wait_left(&h->hub));
+    while (fibers_leave(h) || !hub_wait_left(&h->hub));
     while (h->all != NULL)
         let_go(h, h->all);
 }
@@ -1092,6 +1120,7 @@ turn(struct h2 *h, int linger_ms, struct fail *f)
     }
     if (why != WHY_NONE && why != WHY_MORE)
         return why;
+    fibers_run(&h->fibers);
     serve_calls(h);
     if (h->now >= h->tick_at) {
         enum why late = tick(h, f);
@@ -1219,6 +1248,7 @@ limits_init(struct h2 *h, const struct config *conf)
     h->head_ms = conf->head_s * 1000;
     h->stall_ms = conf->stall_s * 1000;
     h->max_streams = (size_t)conf->streams;
+    h->trim_at = TRIM_STREAMS;
     h->last_id = -1;
     h->peer_max = 100; /* until its SETTINGS say; RFC 9113 section 6.5.2 */
     section_init(&h->section, conf);
@@ -1243,12 +1273,15 @@ h2_new(struct end *end, enum side side, const struct config *conf,
     if (h == NULL)
         return NULL;
     h->end = end;
+    h->hub.wake_fd = h->fibers.wake_fd = -1;
     h->side = side;
     h->user = *user;
     h->now = h->heard_at = now_ms();
     pthread_cond_init(&h->settled, NULL);
     limits_init(h, conf);
-    if (hub_init(&h->hub) && library_init(h, conf))
+    if (hub_init(&h->hub) &&
+        fibers_init(&h->fibers, (size_t)conf->stack_kib * 1024) &&
+        library_init(h, conf))
         return h;
     h2_free(h);
     return NULL;
@@ -1264,6 +1297,7 @@ h2_free(struct h2 *h)
     nghttp2_session_del(h->ng);
     section_clear(&h->section);
     store_clear(&h->out);
+    fibers_clear(&h->fibers);
     hub_clear(&h->hub);
     pthread_cond_destroy(&h->settled);
     free(h);
@@ -1301,6 +1335,11 @@ h2_run(struct h2 *h, int linger_ms, struct fail *f)
         break_all(h, f);
     h->end->no_wait = false;
     store_clear(&h->out);
+    fibers_rest(&h->fibers);
+    if (h->n_served >= h->trim_at) {
+        h->trim_at = h->n_served + TRIM_STREAMS;
+        atomic_store(&h->user.weir->trim, true);
+    }
     return why == WHY_MORE ? WHY_NONE : why;
 }
 

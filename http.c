@@ -21,8 +21,9 @@
 #include "proxy.h"
 
 enum {
-    BLOCK = 4096, /* of an arena, its header included */
-    FIELDS = 32,  /* that a head has room for at first */
+    FIRST = 1024, /* bytes of an arena's first block, its header included, */
+    BLOCK = 4096, /* and of the others: most heads of HTTP/2 need no other */
+    FIELDS = 24,  /* that a head has room for at first */
 };
 
 struct arena { /* a block; older ones stay where they are */
@@ -180,8 +181,10 @@ arena_take(struct arena **arena, size_t len)
     char *at;
 
     if (a == NULL || a->cap - a->len < len) {
-        size_t cap = BLOCK - sizeof *a > len ? BLOCK - sizeof *a : len;
+        size_t cap = (a == NULL ? FIRST : BLOCK) - sizeof *a;
 
+        if (cap < len)
+            cap = BLOCK - sizeof *a > len ? BLOCK - sizeof *a : len;
         if ((a = malloc(sizeof *a + cap)) == NULL)
             return NULL;
         *a = (struct arena){.older = *arena, .cap = cap};
@@ -192,20 +195,28 @@ arena_take(struct arena **arena, size_t len)
     return at;
 }
 
-/* Empty; `keep` the first block, unless somebody's huge head made it. */
+/* Empty; `keep` the largest block, unless somebody's huge head made it. */
 static struct arena *
 arena_drop(struct arena *a, bool keep)
 {
-    while (a != NULL &&
-           !(keep && a->older == NULL && a->cap <= BLOCK - sizeof *a)) {
-        struct arena *older = a->older;
+    struct arena *kept = NULL, *older;
 
-        free(a);
-        a = older;
+    for (; a != NULL; a = older) {
+        struct arena *out = a;
+
+        older = a->older;
+        if (keep && a->cap <= BLOCK - sizeof *a &&
+            (kept == NULL || a->cap > kept->cap)) {
+            out = kept;
+            kept = a;
+        }
+        free(out);
     }
-    if (a != NULL)
-        a->len = 0;
-    return a;
+    if (kept != NULL) {
+        kept->len = 0;
+        kept->older = NULL;
+    }
+    return kept;
 }
 
 /* ---- heads --------------------------------------------------------------- */

@@ -20,6 +20,7 @@
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
+#include <malloc.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
@@ -591,16 +592,18 @@ tick(struct listeners *ls, int64_t now)
     struct config *conf = config_take(ls->weir);
     int64_t waits_since = now - conf->queue_s * 1000LL;
     struct conn *c;
-    void *stream;
+    struct task *job;
 
     if (ls->paused)
         accept_resume(ls);
     reap_parked(ls, now);
     while ((c = pool_expire(ls->weir->conns, waits_since)) != NULL)
         refuse(ls, c);
-    while ((stream = pool_expire(ls->weir->exchanges, waits_since)) != NULL)
-        serve_refuse(stream, WHY_BUSY);
+    while ((job = pool_expire(ls->weir->exchanges, waits_since)) != NULL)
+        job->refuse(job);
     upstreams_reap(ls->weir->upstreams, conf);
+    if (atomic_exchange(&ls->weir->trim, false))
+        malloc_trim(0); /* malloc(3) keeps what it gets, or nearly */
     config_give(conf);
 }
 

@@ -19,6 +19,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/queue.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -205,7 +206,7 @@ struct config {
     struct match *h2c; /* plain hosts that are spoken to in HTTP/2 */
 
     /* [http2] */
-    int streams, window_kib, session_kib, stall_s;
+    int streams, streams_total, window_kib, session_kib, stall_s;
     int resets, settings, pings, empty_frames, priorities, updates;
 
     /* [tunnel] */
@@ -436,6 +437,38 @@ struct h1 {
     atomic_bool aborted;
 };
 
+/* ---- fibers of a session's owner ----------------------------------------- */
+
+struct fiber; /* a stack, and where it goes on (fiber.c) */
+struct pollfd;
+TAILQ_HEAD(fiber_list, fiber);
+
+struct fibers { /* all of one owner */
+    /* the owner's alone */
+    size_t stack_bytes;
+    size_t n, n_free, n_fds; /* alive; stacks kept; waiting for sockets */
+    struct fiber_list sleeping;
+    struct fiber *free;
+    int64_t until; /* when the first that sleeps may have to wake */
+    void *owner;   /* where the owner goes on */
+    void *tsan;
+    struct pollfd *polls;
+    struct fiber **who;
+    size_t cap;
+    int wake_fd;
+    /* needs lock */
+    pthread_mutex_t lock;
+    struct fiber_list woken;
+    bool asleep;
+};
+
+/* What weir->exchanges does: a stream, or what a fiber may not wait for. */
+struct worker;
+struct task {
+    void (*run)(struct task *, struct worker *);
+    void (*refuse)(struct task *); /* no worker came in time */
+};
+
 /* ---- streams of a session ------------------------------------------------ */
 
 struct store { /* a queue of bytes; at NULL: none were ever there */
@@ -483,7 +516,9 @@ struct stream {
     struct fail refused; /* the request was read, and will not do */
     pthread_cond_t news; /* to its users: look again */
     /* needs hub->lock */
-    bool called; /* is in hub->calls */
+    struct fiber *fiber; /* its user, if he sleeps as one */
+    int n_waiting;       /* users who sleep as threads */
+    bool called;         /* is in hub->calls */
     struct stream *next_call;
     struct got *heads;  /* in: read_head takes the first */
     struct head *tail;  /* in: trailers */
@@ -600,6 +635,8 @@ struct weir { /* what all connections share; one, made by proxy.c */
     uint16_t ports[16]; /* that we listen on */
     size_t n_ports;
     atomic_ullong n_conns; /* the last connection id */
+    atomic_int n_fibers;   /* streams that are served by fibers */
+    atomic_bool trim;      /* much memory may have come free */
     atomic_int n_udp;      /* UDP associations */
     atomic_bool draining;  /* finish what is in flight, start nothing */
     atomic_bool stopping;  /* grace is over: end everything now */
@@ -838,8 +875,8 @@ bool conn_wants(const struct config *, const struct origin *);
 
 struct served; /* a stream, and who asks */
 struct served *served_new(struct stream *, const struct client *);
-void serve_stream(void *served, struct worker *); /* the pool's serve() */
-void serve_refuse(void *served, enum why);        /* no worker will take it */
+void serve_job(void *job, struct worker *);         /* the pool's serve() */
+bool serve_begin(struct served *, struct fibers *); /* false: nobody can */
 
 /* ---- end.c: an endpoint -------------------------------------------------- */
 
@@ -979,6 +1016,21 @@ struct packed *pack_head(const struct head *,
                          bool head_only); /* NULL: memory */
 struct packed *pack_tail(const struct head *);
 
+/* ---- fiber.c: blocking jobs on an owner's thread ---------------------------
+ */
+
+bool fibers_init(struct fibers *, size_t stack_bytes);
+void fibers_clear(struct fibers *);
+void fibers_rest(struct fibers *); /* gives back what is kept */
+bool fibers_start(struct fibers *, void (*run)(void *), void *arg);
+bool fibers_run(struct fibers *); /* those that were woken */
+void fibers_poll(struct fibers *, struct pollfd *own, size_t n, int ms);
+bool fiber_here(void); /* is this a fiber? */
+struct fiber *fiber_self(void);
+void fiber_sleep(int fd, short events, int ms);
+void fiber_wake(struct fiber *);
+bool fiber_call(struct pool *, void (*run)(void *), void *arg);
+
 /* ---- stream.c: between a session's owner and a stream's user ------------- */
 
 bool hub_init(struct hub *); /* false: no descriptor */
@@ -1003,6 +1055,7 @@ void stream_put_end(struct stream *, struct head *tail); /* tail may be NULL */
 void stream_break(struct stream *, enum why, const char *op, int code,
                   const char *(*text)(int));
 void stream_deafen(struct stream *);
+void stream_tell(struct stream *);     /* needs hub->lock */
 size_t stream_unread(struct stream *); /* no credit was given for it */
 
 /* ---- h2.c: HTTP/2 sessions ----------------------------------------------- */
@@ -1011,7 +1064,7 @@ struct h2_user { /* whoever has a session */
     struct weir *weir;
     /* Server role: a request has come on a stream; false: nobody can serve it.
      * He gives the stream back. */
-    bool (*begin)(void *arg, struct stream *);
+    bool (*begin)(void *arg, struct stream *, struct fibers *);
     void *arg;
     uint64_t id; /* for the log; 0: none */
 };

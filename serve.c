@@ -20,13 +20,17 @@
 #include "proxy.h"
 
 struct served {
+    struct task job; /* first: the pool's */
     struct stream *stream;
     struct client client; /* a copy: several streams are served at once */
     struct config *conf;  /* newer than the connection's; NULL: the same */
 };
 
+static void serve_stream(struct task *, struct worker *);
+static void refuse(struct task *);
+
 /*
- * served_new - a job for serve_stream().
+ * served_new - a job for serve_begin().
  *
  * s     the user's reference becomes the job's
  * from  copied; what it points to outlives the stream
@@ -40,7 +44,8 @@ served_new(struct stream *s, const struct client *from)
 
     if (v == NULL)
         return NULL;
-    *v = (struct served){.stream = s, .client = *from};
+    *v = (struct served){
+        .job = {serve_stream, refuse}, .stream = s, .client = *from};
     if (atomic_load(&from->weir->config) != from->conf)
         v->client.conf = v->conf = config_take(from->weir);
     v->client.stream = s->id;
@@ -58,12 +63,12 @@ served_free(struct served *v)
 }
 
 /* No worker will take it: the client may ask again (RFC 9113 section 8.7). */
-void
-serve_refuse(void *job, enum why why)
+static void
+refuse(struct task *job)
 {
-    struct served *v = job;
+    struct served *v = (struct served *)job;
 
-    v->stream->http.ops->abort(&v->stream->http, why);
+    v->stream->http.ops->abort(&v->stream->http, WHY_BUSY);
     served_free(v);
 }
 
@@ -184,16 +189,11 @@ serve_request(struct served *v, struct exchange *x)
     }
 }
 
-/*
- * serve_stream - the job of a worker: one stream, from its request's head to
- * its end.
- *
- * job  of served_new(); freed
- */
-void
-serve_stream(void *job, struct worker *w)
+/* One stream, from its request's head to its end.  w: NULL on a fiber. */
+static void
+serve_stream(struct task *job, struct worker *w)
 {
-    struct served *v = job;
+    struct served *v = (struct served *)job;
     struct http *down = &v->stream->http;
     struct head req, res;
     struct exchange x = {.client = &v->client,
@@ -217,4 +217,60 @@ serve_stream(void *job, struct worker *w)
     head_clear(&req);
     head_clear(&res);
     served_free(v);
+}
+
+static void
+fiber_run(void *job)
+{
+    struct weir *weir = ((struct served *)job)->client.weir;
+
+    serve_stream(job, NULL);
+    atomic_fetch_sub(&weir->n_fibers, 1);
+}
+
+/* The pool's serve(): a stream, or what a fiber may not wait for. */
+void
+serve_job(void *job, struct worker *w)
+{
+    struct task *j = job;
+
+    j->run(j, w);
+}
+
+/* Can it do without a second thread, and without waiting by other means than
+ * sockets and streams?  A request that is complete can. */
+static bool
+fits_fiber(const struct served *v)
+{
+    const struct stream *s = v->stream;
+
+    return s->remote_end && !s->connect && s->refused.why == WHY_NONE;
+}
+
+/*
+ * serve_begin - have the stream served, on one of the owner's fibers or by a
+ * worker.
+ *
+ * v  of served_new(); whatever happens, not the caller's any more
+ *
+ * Returns true: the client was told if nobody could.
+ * Thread: the owner of the stream's session.
+ */
+bool
+serve_begin(struct served *v, struct fibers *fibers)
+{
+    if (fits_fiber(v)) {
+        struct weir *weir = v->client.weir;
+
+        if (atomic_fetch_add(&weir->n_fibers, 1) <
+                v->client.conf->streams_total &&
+            fibers_start(fibers, fiber_run, v))
+            return true;
+        atomic_fetch_sub(&weir->n_fibers, 1);
+        refuse(&v->job);
+        return true;
+    }
+    if (!pool_submit(v->client.weir->exchanges, v))
+        refuse(&v->job);
+    return true;
 }

@@ -44,6 +44,8 @@ enum {
 bool
 store_add(struct store *s, const void *from, size_t n)
 {
+    if (n == 0)
+        return true;
     if (s->start > 0 && s->start + s->len + n > s->cap) {
         memmove(s->at, s->at + s->start, s->len);
         s->start = 0;
@@ -238,6 +240,46 @@ hub_wait_left(struct hub *h)
 
 /* ---- waiting and failing ------------------------------------------------- */
 
+/* Its users shall look again.  Needs hub->lock. */
+static void
+tell(struct stream *s)
+{
+    if (s->n_waiting > 0)
+        pthread_cond_broadcast(&s->news);
+    if (s->fiber != NULL)
+        fiber_wake(s->fiber);
+}
+
+/* For the owner, who has the lock. */
+void
+stream_tell(struct stream *s)
+{
+    tell(s);
+}
+
+/* Sleep until told, or until a point in time.  False: it has come.  Needs
+ * hub->lock. */
+static bool
+sleep_until(struct stream *s, int64_t until)
+{
+    int64_t left;
+    bool told;
+
+    if (!fiber_here()) {
+        s->n_waiting++;
+        told = cond_until(&s->news, &s->hub->lock, until);
+        s->n_waiting--;
+        return told;
+    }
+    left = until - now_ms();
+    s->fiber = fiber_self();
+    pthread_mutex_unlock(&s->hub->lock);
+    fiber_sleep(-1, 0, left > 0 ? (int)left : 0);
+    pthread_mutex_lock(&s->hub->lock);
+    s->fiber = NULL;
+    return now_ms() < until;
+}
+
 static struct stream *
 of(struct http *http)
 {
@@ -257,7 +299,7 @@ wait_news(struct stream *s, bool reads, int64_t from, const char *op,
 
     if (watch != NULL && now_ms() + WATCH_MS < next)
         next = now_ms() + WATCH_MS;
-    if (cond_until(&s->news, &s->hub->lock, next))
+    if (sleep_until(s, next))
         return WHY_NONE;
     if (watch != NULL) {
         bool over;
@@ -630,7 +672,7 @@ stream_abort(struct http *http, enum why why)
         s->abort_why = why;
         call(s);
     }
-    pthread_cond_broadcast(&s->news);
+    tell(s);
     pthread_mutex_unlock(&s->hub->lock);
 }
 
@@ -810,7 +852,7 @@ stream_put_head(struct stream *s, struct head *head)
     for (end = &s->heads; *end != NULL; end = &(*end)->next)
         ;
     *end = got;
-    pthread_cond_broadcast(&s->news);
+    tell(s);
     pthread_mutex_unlock(&s->hub->lock);
     return true;
 }
@@ -829,7 +871,7 @@ stream_put_data(struct stream *s, const void *at, size_t len)
         good = true;
     } else {
         good = store_add(&s->in, at, len);
-        pthread_cond_broadcast(&s->news);
+        tell(s);
     }
     pthread_mutex_unlock(&s->hub->lock);
     return good;
@@ -842,7 +884,7 @@ stream_put_end(struct stream *s, struct head *tail)
     pthread_mutex_lock(&s->hub->lock);
     s->in_end = true;
     s->tail = tail;
-    pthread_cond_broadcast(&s->news);
+    tell(s);
     pthread_mutex_unlock(&s->hub->lock);
 }
 
@@ -855,7 +897,7 @@ stream_break(struct stream *s, enum why why, const char *op, int code,
     pthread_mutex_lock(&s->hub->lock);
     fail_note(&s->broken, s->http.side, why, op, code, text);
     s->out.start = s->out.len = 0;
-    pthread_cond_broadcast(&s->news);
+    tell(s);
     pthread_mutex_unlock(&s->hub->lock);
 }
 
@@ -866,7 +908,7 @@ stream_deafen(struct stream *s)
     pthread_mutex_lock(&s->hub->lock);
     s->deaf = true;
     s->out.start = s->out.len = 0;
-    pthread_cond_broadcast(&s->news);
+    tell(s);
     pthread_mutex_unlock(&s->hub->lock);
 }
 

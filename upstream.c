@@ -10,7 +10,7 @@
  * are still bare: dialled for a CONNECT whose client then began TLS with us.
  *
  * Owns     the cache: per origin at most reuse_per_origin idle ways, in total
- *          reuse_total, none for longer than reuse_s.
+ *          reuse_total (both more for a moment), none longer than reuse_s.
  * Threads  any worker; one lock around the cache, never held while waiting.
  * Blocks   in dial() and secure_connect().
  */
@@ -22,7 +22,11 @@
 
 #include "proxy.h"
 
-enum { BUCKETS = 256 }; /* a power of two */
+enum {
+    BUCKETS = 256,   /* a power of two */
+    BURST = 8,       /* times reuse_total that may be idle for a moment */
+    MOMENT_MS = 500, /* that long */
+};
 
 struct upstreams {
     struct secure *secure;
@@ -95,23 +99,23 @@ cache_link(struct upstreams *us, struct upstream *up)
     us->n++;
 }
 
-/* The oldest idle way like this one, if there are max of them already.
- * Needs us->lock. */
+/* An idle way that is one more than its origin shall have, and was not needed
+ * for a moment; NULL: there is none.  A burst of requests, as a session brings
+ * them, may use more, or it would dial anew for each.  Needs us->lock. */
 static struct upstream *
-cache_surplus(struct upstreams *us, const struct upstream *like, int max)
+cache_surplus(struct upstreams *us, int max, int64_t since)
 {
-    const struct origin *o = &like->origin;
-    struct upstream *last = NULL;
-    int n = 0;
+    for (struct upstream *up = us->oldest; up != NULL && up->given_at < since;
+         up = up->newer) {
+        int n = 0;
 
-    for (struct upstream *up = us->buckets[bucket_of(o)]; up != NULL;
-         up = up->next) {
-        if (!way_same(up, o, like->parent))
-            continue;
-        last = up;
-        n++;
+        for (struct upstream *other = us->buckets[bucket_of(&up->origin)];
+             other != NULL; other = other->next)
+            n += way_same(other, &up->origin, up->parent);
+        if (n > max)
+            return up;
     }
-    return n >= max ? last : NULL;
+    return NULL;
 }
 
 /* Take the way to an origin that was used last out of the cache; NULL: none.
@@ -437,20 +441,10 @@ take_by(const struct client *c, const struct wish *w, struct parent *parent,
     return up;
 }
 
-/*
- * upstream_take - a way to speak HTTP with an origin.
- *
- * upgrade  what the request wants to switch to; empty: nothing
- * fresh    not a connection that has been used before.  A session that is
- *          shared knows by itself whether it is alive.
- *
- * Returns the caller's, to be given or freed; NULL: f is noted.
- * Thread: any.  Blocks: dns_s + 2 x connect_s, and as long for another who
- * finds out what the origin speaks; for each parent that is tried.
- */
-struct upstream *
-upstream_take(const struct client *c, const struct origin *o,
-              struct span upgrade, bool fresh, struct fail *f)
+/* What is there, or what can be made; waits for as long as that takes. */
+static struct upstream *
+take_waiting(const struct client *c, const struct origin *o,
+             struct span upgrade, bool fresh, struct fail *f)
 {
     struct wish w = {.origin = o, .upgrade = upgrade};
     struct parent *ways[WAYS_MAX];
@@ -466,16 +460,82 @@ upstream_take(const struct client *c, const struct origin *o,
     return up;
 }
 
+/* A way that is there already; NULL: there is none.  Does not wait, unless for
+ * an upgrade.  Only the first choice counts: others are for when that fails. */
+static struct upstream *
+take_at_hand(const struct client *c, const struct origin *o,
+             struct span upgrade, bool fresh)
+{
+    struct parent *ways[WAYS_MAX];
+    struct upstream *up;
+
+    (void)parent_choose(c->conf, o, ways);
+    up = fresh ? NULL : cache_take_alive(c, o, ways[0]);
+    if (up != NULL && up->http != NULL) {
+        up->reused = true;
+        return up;
+    }
+    upstream_give(c, up); /* bare: somebody has to make it ready */
+    return may_share(c, o, ways[0]) ? take_shared(c, o, ways[0], upgrade)
+                                    : NULL;
+}
+
+struct taking { /* upstream_take() by a worker, for a fiber */
+    const struct client *client;
+    const struct origin *origin;
+    struct span upgrade;
+    bool fresh;
+    struct fail *fail;
+    struct upstream *up;
+};
+
+static void
+taking_run(void *arg)
+{
+    struct taking *t = arg;
+
+    t->up = take_waiting(t->client, t->origin, t->upgrade, t->fresh, t->fail);
+}
+
+/*
+ * upstream_take - a way to speak HTTP with an origin.
+ *
+ * upgrade  what the request wants to switch to; empty: nothing
+ * fresh    not a connection that has been used before.  A session that is
+ *          shared knows by itself whether it is alive.
+ *
+ * Returns the caller's, to be given or freed; NULL: f is noted.
+ * Thread: any.  Blocks: dns_s + 2 x connect_s, and as long for another who
+ * finds out what the origin speaks; for each parent that is tried.  A fiber
+ * sleeps meanwhile.
+ */
+struct upstream *
+upstream_take(const struct client *c, const struct origin *o,
+              struct span upgrade, bool fresh, struct fail *f)
+{
+    struct taking t = {c, o, upgrade, fresh, f, NULL};
+    enum access what;
+
+    if (!fiber_here())
+        return take_waiting(c, o, upgrade, fresh, f);
+    if (access_target(c, o->host, o->port, &what, f) != WHY_NONE)
+        return NULL;
+    if ((t.up = take_at_hand(c, o, upgrade, fresh)) != NULL)
+        return t.up;
+    if (!fiber_call(c->weir->exchanges, taking_run, &t))
+        fail_own(f, SIDE_WEIR, WHY_BUSY, "no worker is free");
+    return t.up;
+}
+
 /* Into the cache, as the one used last; the surplus one is closed. */
 static void
 cache_give(const struct client *c, struct upstream *up)
 {
     struct upstreams *us = c->weir->upstreams;
-    struct upstream *surplus;
+    struct upstream *surplus = NULL;
 
     pthread_mutex_lock(&us->lock);
-    surplus = cache_surplus(us, up, c->conf->reuse_per_origin);
-    if (surplus == NULL && us->n >= (size_t)c->conf->reuse_total)
+    if (us->n >= (size_t)c->conf->reuse_total * BURST)
         surplus = us->oldest;
     if (surplus != NULL)
         cache_unlink(us, surplus);
@@ -660,19 +720,23 @@ upstreams_new(const struct config *conf, char *err, size_t cap)
     return us;
 }
 
-/* Close what has been idle for reuse_s.  Called about once a second. */
+/* Close what has been idle for reuse_s, and what is too many.  Called about
+ * once a second. */
 void
 upstreams_reap(struct upstreams *us, const struct config *conf)
 {
     int64_t since = now_ms() - conf->reuse_s * 1000LL;
+    int64_t moment = now_ms() - MOMENT_MS;
 
     sessions_reap(us->sessions);
     for (;;) {
         struct upstream *up;
 
         pthread_mutex_lock(&us->lock);
-        up = us->oldest != NULL && us->oldest->given_at < since ? us->oldest
-                                                                : NULL;
+        up = us->oldest;
+        if (up != NULL && up->given_at >= since &&
+            us->n <= (size_t)conf->reuse_total)
+            up = cache_surplus(us, conf->reuse_per_origin, moment);
         if (up != NULL)
             cache_unlink(us, up);
         pthread_mutex_unlock(&us->lock);

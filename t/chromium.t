@@ -1,7 +1,8 @@
 #!/usr/bin/perl
 # A browser: Chromium loads an https page of 50 assets through interception,
 # trusting weir's CA alone, and talks to a WebSocket.  The page itself tells
-# the origin what it saw.
+# the origin what it saw.  Once all of it is HTTP/1; once the browser speaks
+# HTTP/2 to an https:// proxy, and inside of its tunnels HTTP/2 again.
 use v5.36;
 use Digest::SHA qw(sha1_base64);
 use JSON::PP;
@@ -136,45 +137,68 @@ my $o = origin(sub ($c) {
     }
 }, tls => { $certs->{good}->%*, alpn => ['http/1.1'] });
 
-my $w = Weir->start(set => [ 'resolve.good.test=127.0.0.1:' . $o->port,
-    "upstream.upstream_ca=$certs->{ca}{cert}", 'proxy.via=tester' ]);
-
 # Chromium trusts what is in the NSS database of its HOME.
 my $home = scratch('browser', 1);
 mkdir "$home/.pki";
 mkdir "$home/.pki/nssdb";
 my @db = ('-d', "sql:$home/.pki/nssdb");
+my $weir_home = scratch('weir', 1); # one CA for all
 is run([ 'certutil', @db, '-N', '--empty-password' ])->{exit}, 0,
     'an NSS database';
-is run([ 'certutil', @db, '-A', '-t', 'C,,', '-n', 'weir', '-i', $w->ca ])
-    ->{exit}, 0, 'with weir\'s CA';
-
-sub browse($url, @more)
+sub browse($proxy, $url, @more)
 {
     return start_process([ 'chromium', qw(--headless --no-sandbox --disable-gpu
         --disable-quic --no-first-run --disable-background-networking
         --disable-component-update --disable-sync --disable-dev-shm-usage
-        --proxy-bypass-list=<-loopback>), '--proxy-server=' . $w->addr,
+        --proxy-bypass-list=<-loopback>), "--proxy-server=$proxy",
         "--user-data-dir=" . scratch('profile', 1), @more, $url ],
         env => { HOME => $home });
 }
 
-my $browser = browse('https://good.test/', '--remote-debugging-port=0');
-my ($text) = eval { $o->wait_note(qr/^report /) } =~ /^report (.*)/;
-diag $@, slurp($browser->{err}), substr $w->log, -3000 if !$text;
-my $seen = $text ? decode_json($text) : {};
-is_deeply $seen->{errors}, [], 'the page met no error';
-is $seen->{scripts}, 20, '20 scripts ran';
-is $seen->{images}, 20, '20 images were shown';
-is $seen->{styles}, 10, '10 style sheets';
-is $seen->{echo}, 23, 'a WebSocket echoed 23 messages';
-is $seen->{up}, 3_000_000, '3 MB were posted';
-is $seen->{down}, 5_000_000, '5 MB were fetched';
-is $seen->{events}, '1,2,3', 'events arrived';
-like $o->notes, qr/^echo of 1\.1 tester/m, 'all of it through weir';
-stop_process($browser);
-my $n = () = $w->log =~ m{ exchange .*target=https://good\.test/(?:style|script|image)\d+\.\w+ status=200 }g;
-is $n, ASSETS, 'the log has all ' . ASSETS . ' assets';
+my $n_pages = 0;
+
+# The page, with these settings and a browser that is told so of its proxy.
+sub page_through($what, $set, $proxy_of)
+{
+    my $w = Weir->start(set => [ 'resolve.good.test=127.0.0.1:' . $o->port,
+        "upstream.upstream_ca=$certs->{ca}{cert}", 'proxy.via=tester', @$set ],
+        home => $weir_home);
+
+    run([ 'certutil', @db, '-A', '-t', 'C,,', '-n', 'weir', '-i', $w->ca ]);
+    my $browser = browse($proxy_of->($w), 'https://good.test/', '--remote-debugging-port=0');
+    my $nth = ++$n_pages;
+    my $text = eval {
+        wait_for('the report', sub {
+            return ($o->notes =~ /^report (.*)/mg)[ $nth - 1 ];
+        });
+    };
+    diag $@, slurp($browser->{err}), substr $w->log, -3000 if !$text;
+    my $seen = $text ? decode_json($text) : {};
+    is_deeply $seen->{errors}, [], 'the page met no error';
+    is $seen->{scripts}, 20, '20 scripts ran';
+    is $seen->{images}, 20, '20 images were shown';
+    is $seen->{styles}, 10, '10 style sheets';
+    is $seen->{echo}, 23, 'a WebSocket echoed 23 messages';
+    is $seen->{up}, 3_000_000, '3 MB were posted';
+    is $seen->{down}, 5_000_000, '5 MB were fetched';
+    is $seen->{events}, '1,2,3', 'events arrived';
+    like $o->notes, qr/^echo of [\d.]+ tester/m, 'all of it through weir';
+    stop_process($browser);
+    my $n = () = $w->log =~ m{ exchange .*target=https://good\.test/(?:style|script|image)\d+\.\w+ status=200 }g;
+    is $n, ASSETS, 'the log has all ' . ASSETS . ' assets';
+    return $w;
+}
+
+note '---- HTTP/1';
+my $w = page_through('HTTP/1', [], sub ($w) { $w->addr });
+$w->stop;
+note '---- HTTP/2';
+$w = page_through('HTTP/2', ['intercept.alpn=h2'],
+    sub ($w) { 'https://localhost:' . $w->port });
+like $w->log, qr/stream=\d+ .*version=http\/2 .*target=https:\/\/good\.test/,
+    'it was asked for in HTTP/2';
+like $w->log, qr/ close .*spoke=tls\+http\/2|spoke=intercepted\+http\/2/,
+    'inside of a tunnel in HTTP/2';
 
 # A page in the clear, and one whose certificate is no good.
 my $plain = origin(sub ($c) {
@@ -183,12 +207,13 @@ my $plain = origin(sub ($c) {
         answer($c, 'text/html', '<!doctype html><p>in the clear</p>');
     }
 });
-my $dom = browse('http://' . $plain->addr . '/clear', '--dump-dom');
+my $proxy = 'https://localhost:' . $w->port;
+my $dom = browse($proxy, 'http://' . $plain->addr . '/clear', '--dump-dom');
 is reap($dom), 0, 'a page in the clear';
 like slurp($dom->{out}), qr{<p>in the clear</p>}, 'is shown';
-like $plain->notes, qr{^seen /clear 1\.1 tester}m, 'and went through weir';
+like $plain->notes, qr{^seen /clear [\d.]+ tester}m, 'and went through weir';
 my $bad = origin(sub ($c) { $c->get_request }, tls => $certs->{expired});
-$dom = browse('https://127.0.0.1:' . $bad->port . '/', '--dump-dom');
+$dom = browse($proxy, 'https://127.0.0.1:' . $bad->port . '/', '--dump-dom');
 is reap($dom), 0, 'a page with an expired certificate';
 like slurp($dom->{out}), qr{502.*expired}s, 'shows weir\'s reason instead';
 

@@ -71,7 +71,6 @@ test_arena(void)
     struct head head;
     struct span pieces[400];
     char big[20000];
-    const char *first;
     int same = 0;
 
     head_init(&head);
@@ -91,9 +90,8 @@ test_arena(void)
         same += span_is(pieces[i], name);
     }
     is_int(same, 400, "pieces stay as they are while the arena grows");
-    first = pieces[0].at;
     head_reset(&head);
-    ok(head_text(&head, "y", 1).at == first, "a reset keeps the first block");
+    ok(head.arena != NULL && head.fields == NULL, "a reset keeps a block");
     ok(head_text(&head, "", 0).at != NULL, "an empty text is not a failure");
     head_clear(&head);
     head_clear(&head);

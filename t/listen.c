@@ -50,7 +50,7 @@ weir_open(struct weir *w, const char *const *more, size_t n)
     struct config *conf = settings(more, n);
     struct pool_conf pool = {.name = "weir-c", .serve = listeners_serve};
     struct pool_conf streams = {.name = "weir-x",
-                                .serve = serve_stream,
+                                .serve = serve_job,
                                 .n_workers = 4,
                                 .n_queue = 4,
                                 .stack_bytes = 262144};
