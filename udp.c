@@ -14,6 +14,7 @@
  * Blocks   as long as the association lives; dns_s for a name.
  */
 #include <arpa/inet.h>
+#include <assert.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -193,12 +194,15 @@ is_client(struct relay *y, struct sockaddr_storage *from)
 static bool
 carry_up(struct relay *y)
 {
-    struct sockaddr_storage from = {0};
+    struct sockaddr_storage from;
     socklen_t len = sizeof from;
-    ssize_t got = recvfrom(y->inner, y->buf, DATAGRAM_MAX, 0,
-                           (struct sockaddr *)&from, &len);
+    ssize_t got;
     size_t head;
 
+    assert(y->buf != NULL);        /* there is a relay only with it */
+    memset(&from, 0, sizeof from); /* all of it, whatever the family */
+    got = recvfrom(y->inner, y->buf, DATAGRAM_MAX, 0, (struct sockaddr *)&from,
+                   &len);
     if (got < 0)
         return errno == EINTR;
     if (!is_client(y, &from))
