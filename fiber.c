@@ -352,8 +352,7 @@ fiber_call(struct pool *p, void (*run)(void *), void *arg)
     return b.ran;
 }
 
-/* ---- the owner
- * --------------------------------------------------------------- */
+/* ---- the owner ----------------------------------------------------------- */
 
 /* False: out of descriptors or memory. */
 bool

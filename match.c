@@ -569,15 +569,17 @@ match_find(const struct match *m, const char *host, uint16_t port)
     char name[HOST_MAX + 1];
     const struct rule *rule;
     struct block address;
+    bool is_address;
 
     if (match_empty(m))
         return NULL;
     host_normal(host, name);
-    rule = names_fit(m, name, port);
+    /* What names an address is a block: no name is one. */
+    is_address = address_read(name, &address);
+    rule =
+        is_address ? blocks_fit(m, &address, port) : names_fit(m, name, port);
     if (rule == NULL)
         rule = globs_fit(m, name, port);
-    if (rule == NULL && m->n_groups > 0 && address_read(name, &address))
-        rule = blocks_fit(m, &address, port);
     return rule != NULL ? rule->written : NULL;
 }
 

@@ -239,8 +239,10 @@ say_certificate_advice(struct text *t, const struct exchange *x, int status,
     say(t, "insecure = ");
     say_escaped(t, span_of(host), html);
     say(t, "  ; not verified at all\n");
-    say(t,
-        html ? "</pre>\n<ul>\n<li>Then send weir a HUP (for upstream_ca: restart it)." : "\nThen send weir a HUP (for upstream_ca: restart it).");
+    say(t, html ? "</pre>\n<ul>\n<li>" : "\n");
+    say(t, status & GNUTLS_CERT_SIGNER_NOT_FOUND
+               ? "Then restart weir; for the second alone a HUP is enough."
+               : "Then send weir a HUP.");
 }
 
 /* A structured-field string (RFC 9651 section 3.3.3): printable ASCII. */

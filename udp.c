@@ -14,6 +14,7 @@
  * Blocks   as long as the association lives; dns_s for a name.
  */
 #include <arpa/inet.h>
+#include <assert.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -73,8 +74,8 @@ same_host(const struct sockaddr_storage *a, const struct sockaddr_storage *b)
     if (a->ss_family == AF_INET6)
         return memcmp(&((const struct sockaddr_in6 *)a)->sin6_addr,
                       &((const struct sockaddr_in6 *)b)->sin6_addr, 16) == 0;
-    return ((const struct sockaddr_in *)a)->sin_addr.s_addr ==
-           ((const struct sockaddr_in *)b)->sin_addr.s_addr;
+    return memcmp(&((const struct sockaddr_in *)a)->sin_addr,
+                  &((const struct sockaddr_in *)b)->sin_addr, 4) == 0;
 }
 
 /* A socket of our own on any port of this address. */
@@ -193,12 +194,15 @@ is_client(struct relay *y, struct sockaddr_storage *from)
 static bool
 carry_up(struct relay *y)
 {
-    struct sockaddr_storage from = {0};
+    struct sockaddr_storage from;
     socklen_t len = sizeof from;
-    ssize_t got = recvfrom(y->inner, y->buf, DATAGRAM_MAX, 0,
-                           (struct sockaddr *)&from, &len);
+    ssize_t got;
     size_t head;
 
+    assert(y->buf != NULL);        /* there is a relay only with it */
+    memset(&from, 0, sizeof from); /* all of it, whatever the family */
+    got = recvfrom(y->inner, y->buf, DATAGRAM_MAX, 0, (struct sockaddr *)&from,
+                   &len);
     if (got < 0)
         return errno == EINTR;
     if (!is_client(y, &from))
@@ -338,7 +342,7 @@ udp_relay(const struct client *c, struct end *control, const struct socks *s,
         (void)socks_answer(s, control, SOCKS_FAILED, NULL, &ignored);
     else
         why = socks_answer(s, control, SOCKS_OK, (struct sockaddr *)&bound, f);
-    if (why == WHY_NONE)
+    if (why == WHY_NONE && y.inner >= 0)
         why = relay_run(&y, control, f);
     atomic_fetch_sub(&c->weir->n_udp, 1);
     for (int i = 0; i < 3; i++) {

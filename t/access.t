@@ -134,7 +134,7 @@ sub codes($w, @hosts)
     is $_->ask('GET', "http://127.0.0.1:$port/")->{status}, 200, 'one of four' for @c;
     my $c = $w->client;
     is $c->get_answer->{status}, 503, 'the fifth: 503';
-    like $w->wait_log(qr/connections of one client/), qr/why=busy/, 'logged';
+    like $w->wait_log(qr/connections of one client/), qr/why=(busy|limit)/, 'logged';
     my $other = IO::Socket::IP->new(PeerHost => '127.0.0.1', PeerPort => $w->port,
         LocalHost => '127.0.0.5');
     is Weir::Wire->new($other)->ask('GET', "http://127.0.0.1:$port/")->{status}, 200,

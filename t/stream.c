@@ -181,8 +181,7 @@ test_echo(void)
     hub_clear(&e.hub);
 }
 
-/* ---- one thread: what is said when nothing moves
- * ----------------------------- */
+/* ---- one thread: what is said when nothing moves ------------------------- */
 
 struct pair {
     struct hub hub;

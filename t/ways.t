@@ -73,6 +73,30 @@ for my $way (sort keys %out) {
     $w->stop;
 }
 
+# ---- WebSocket through interception
+my $ws = origin(sub ($c) {
+    my $r = $c->get_request or return;
+    $c->put("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
+        . "Upgrade: websocket\r\n\r\n\x81\2hi");
+    $c->put($c->get_some) for 1 .. 3;
+}, tls => { $certs->{good}->%*, alpn => ['http/1.1'] });
+for my $way (sort keys %out) {
+    my $w = Weir->start(home => $weir_home, set => [ @set, $out{$way}->@* ]);
+    my $c = $w->client;
+    $c->connect('localhost:' . $ws->port);
+    ok $c->tls_client(sni => 'localhost', ca => $w->ca), "wss, $way" or diag $c->{error};
+    $c->put("GET /chat HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n"
+        . "Upgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n");
+    is $c->get_answer->{status}, 101, 'switches';
+    is $c->get(4), "\x81\2hi", 'frames come down';
+    for my $n (1 .. 3) {
+        $c->put("\x81\x84abcd$n---");
+        is $c->get(10), "\x81\x84abcd$n---", 'and go up';
+    }
+    $c->close;
+    $w->stop;
+}
+
 # ---- HTTP/2: in from clients, out through parents
 my $front = free_port();
 my $docs  = scratch('docs', 1);
