@@ -9,7 +9,7 @@ CC        = gcc
 PREFIX    = /usr/local
 DESTDIR   =
 FUZZ_S    = 60
-J         = 2
+J         = 4
 SAN       =
 LIBS      = gnutls libnghttp2 inih
 
