@@ -172,7 +172,7 @@ my %bad = (
     'speaks HTTP/2'    => sub ($s) { $s->put("\0\0\0\4\0\0\0\0\0" x 9); $s->get_eof },
     'is long'   => sub ($s) { $s->put("HTTP/1.1 200 OK\r\nA: " . 'x' x 40000); $s->get_eof },
     'is wordy'  => sub ($s) { $s->put("HTTP/1.1 200 OK\r\n" . "A: b\r\n" x 300 . "\r\n"); $s->get_eof },
-    'drips'     => sub ($s) { eval { while (1) { $s->put('H'); select undef, undef, undef, 0.3 } } },
+    'drips'     => sub ($s) { while ($s->put('H')) { select undef, undef, undef, 0.3 } },
     '1xx for ever' => sub ($s) { $s->put("HTTP/1.1 102 P\r\n\r\n" x 500); $s->get_eof },
 );
 for my $what (sort keys %bad) {
