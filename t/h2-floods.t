@@ -8,7 +8,7 @@ use Weir;
 use Weir::H2;
 
 # A sanitizer's own memory grows with each thread: it names its stacks.
-use constant FLAT_KB => $ENV{WEIR_SET} ? 98304 : 24576;
+use constant FLAT_KB => $ENV{WEIR} =~ /asan|tsan/ ? 98304 : 24576;
 
 # AddressSanitizer keeps what is freed; not so much of it here.
 my $w = Weir->start(set => [ 'proxy.head_s=2', 'proxy.idle_s=4' ],
