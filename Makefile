@@ -91,8 +91,11 @@ test:
 	@$(MAKE) --no-print-directory check
 
 check: $(B)/weir $(UNITS)
+	@rm -f .prove
 	WEIR='$(abspath $(B))/weir' $(RUNNER) prove -It/lib --timer -j$(J) \
-	    $(UNITS) $(or $(T),$(wildcard t/*.t))
+	    --state=save $(UNITS) $(or $(T),$(wildcard t/*.t)) || \
+	{ echo 'what failed is run again, alone:'; WEIR='$(abspath $(B))/weir' \
+	    $(RUNNER) prove -It/lib --timer --state=failed,save; }
 
 # The browser has its run in `check`; instrumented, weir is no match for it.
 asan tsan: T = $(filter-out t/chromium.t,$(wildcard t/*.t))
