@@ -538,15 +538,6 @@ enum {
     CHUNK_LAST, /* the last chunk was read: trailers follow */
 };
 
-static int
-hex_digit(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    c |= 0x20;
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
 /* The size line is complete.  Extensions are dropped, so a sender could let us
  * read for ever and pass nothing on: lines may outweigh data only so far. */
 static enum why

@@ -719,6 +719,16 @@ origin_authority(const struct origin *origin, char *out, size_t cap)
         snprintf(out + n, cap - (size_t)n, ":%u", origin->port);
 }
 
+/* The value of a hexadecimal digit, -1: it is none. */
+int
+hex_digit(char c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    c |= 0x20;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
 /* ---- who is meant: ourselves? -------------------------------------------- */
 
 /* As 16 bytes, an IPv4 address mapped into IPv6. */

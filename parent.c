@@ -33,17 +33,7 @@ enum {
     INTERIM_MAX = 100, /* 1xx answers before the real one */
 };
 
-/* ---- a parent's URL ---------------------------------------------------------
- */
-
-static int
-hex_digit(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    c |= 0x20;
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
+/* ---- a parent's URL ------------------------------------------------------ */
 
 /* Percent-decode (RFC 3986 section 2.1) into out; false: malformed, too long,
  * or with control bytes, which no password needs and a header cannot carry. */

@@ -947,6 +947,7 @@ const struct field *head_find(const struct head *, const char *name,
 bool list_has(struct span list, const char *token); /* comma list, no case */
 bool list_next(struct span *rest, struct span *item);
 
+int hex_digit(char);              /* -1: it is none */
 bool is_token(struct span);       /* RFC 9110 section 5.6.2 */
 bool is_field_value(struct span); /* RFC 9110 section 5.5 */
 enum method method_of(struct span);
