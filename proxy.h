@@ -841,6 +841,7 @@ struct conn {
     enum conn_state resume; /* where to go on after ST_PARKED */
     struct worker *worker;  /* while one runs it */
     struct hello hello;     /* of the handshake to come */
+    int64_t hello_until;    /* ms: when all of it has to be here; 0: none is */
     struct socks socks;     /* version 0: the client speaks something else */
     struct origin target;   /* of a CONNECT, of an interception */
     bool target_known;      /* target is set: this is no proxy request */
