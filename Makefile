@@ -14,20 +14,20 @@ SAN       =
 LIBS      = gnutls libnghttp2 inih
 
 # ---- packages: this is their one place ------------------------------------
-# NAME>=VERSION: an older one will not do (t/packages finds a newer).
+# NAME>=VERSION: an older one will not do; NAME?: not every suite has it.
 PKG_RUN   = gcc libc6-dev make pkgconf ca-certificates \
             libgnutls28-dev libnghttp2-dev libinih-dev libngtcp2-dev>=1.0 \
             libngtcp2-crypto-gnutls-dev>=1.0 libnghttp3-dev>=1.0
 PKG_TEST  = $(PKG_RUN) perl libio-socket-ssl-perl curl openssl socat nginx \
             gnutls-bin chromium libnss3-tools util-linux iproute2 \
-            squid-openssl tinyproxy dante-server nghttp2-proxy nghttp2-server \
+            squid-openssl tinyproxy microsocks nghttp2-proxy nghttp2-server \
             nghttp2-client openssh-client openssh-server \
             ngtcp2-client>=1.0 ngtcp2-server>=1.0 caddy firefox-esr
 PKG_BESIDE = curl>=8.1 libcurl4>=8.1
 PKG_FUZZ  = $(PKG_RUN) clang
 PKG_LINT  = $(PKG_RUN) clang-tidy cppcheck clang-format
 PKG_BENCH = $(PKG_RUN) perl squid-openssl haproxy tinyproxy mitmproxy nginx \
-            dante-server sslsplit hitch nghttp2-proxy
+            dante-server? sslsplit hitch nghttp2-proxy
 
 # ---- what is built --------------------------------------------------------
 CFLAGS    = -O2 -g

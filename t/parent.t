@@ -33,7 +33,7 @@ my @real = (
         'http://ann:s3%3Acret@127.0.0.1:%d' ],
     [ $tiny,                    'http://127.0.0.1:%d' ],
     [ nghttpx($tiny->{port}),   'https://127.0.0.1:%d' ],
-    [ danted(),                 'socks5://127.0.0.1:%d' ],
+    [ microsocks(),             'socks5://127.0.0.1:%d' ],
 );
 for (@real) {
     my ($p, $form) = @$_;

@@ -1,7 +1,7 @@
 # Ways.pm - other people's proxies, started for a test on a free port.
 #
 # Each constructor answers a process with {port}; what it logs is in {log}.
-# The programs are Debian's squid, tinyproxy, dante and nghttpx.
+# The programs are Debian's squid, tinyproxy, microsocks and nghttpx.
 
 package Ways;
 use v5.36;
@@ -12,7 +12,7 @@ use Socket qw(PF_INET SOCK_STREAM INADDR_LOOPBACK pack_sockaddr_in
     unpack_sockaddr_in);
 use Weir;
 
-our @EXPORT = qw(squid tinyproxy danted nghttpx told scripted black_hole);
+our @EXPORT = qw(squid tinyproxy microsocks nghttpx told scripted black_hole);
 
 # Wait until somebody listens there.
 sub up($name, $p)
@@ -67,20 +67,12 @@ sub tinyproxy(%o)
     return up('tinyproxy', { %$p, port => $port, log => "$dir/log" });
 }
 
-# SOCKS 5 and 4, without users.
-sub danted(%o)
+# SOCKS 5, without users.
+sub microsocks(%o)
 {
-    my $dir  = scratch('dante', 1);
     my $port = free_port();
-    spew("$dir/conf", join "\n", "logoutput: $dir/log",
-        "internal: 127.0.0.1 port = $port", "external: 127.0.0.1",
-        'socksmethod: none', 'clientmethod: none', 'user.privileged: root',
-        'user.unprivileged: root',
-        'client pass { from: 127.0.0.0/8 to: 0.0.0.0/0 }',
-        'socks pass { from: 127.0.0.0/8 to: 0.0.0.0/0 log: connect }', '');
-    my $p = start_process(['danted', '-f', "$dir/conf", '-p', "$dir/pid"],
-        cd => $dir);
-    return up('danted', { %$p, port => $port, log => "$dir/log" });
+    my $p = start_process(['microsocks', '-i', '127.0.0.1', '-p', $port]);
+    return up('microsocks', { %$p, port => $port, log => $p->{err} });
 }
 
 # An https:// proxy: TLS in front of an HTTP/1 proxy at $port.
