@@ -39,7 +39,7 @@ OBJ       = $(patsubst %.c,$(B)/%.o,$(wildcard *.c))
 ROOMS     = $(filter-out $(B)/proxy.o,$(OBJ))
 UNITS     = $(patsubst t/%.c,$(B)/t/%,$(wildcard t/*.c))
 FUZZERS   = $(patsubst t/fuzz/%.c,%,$(wildcard t/fuzz/*.c))
-C_FILES   = $(wildcard *.c *.h t/*.c t/*.h t/fuzz/*.c t/fuzz/*.h bench/*.c)
+C_FILES   = $(wildcard *.c *.h t/*.c t/*.h t/lib/*.c t/fuzz/*.c t/fuzz/*.h bench/*.c)
 
 SAN_asan  = -fsanitize=address,undefined -fno-sanitize-recover=all \
             -fno-omit-frame-pointer -O1
@@ -72,6 +72,11 @@ $(B)/fuzz-%: $(B)/t/fuzz/%.o $(ROOMS)
 	$(CC) $(CFLAGS) $(SAN) -fsanitize=fuzzer $(LDFLAGS) -o $@ $< $(ROOMS) \
 	    $(LDLIBS_L)
 
+# QUIC for the tests that speak HTTP/3 themselves.
+$(B)/quicwire: t/lib/quicwire.c
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) -o $@ $< -lngtcp2_crypto_gnutls -lngtcp2 -lgnutls
+
 # ---- to run it, to try it ---------------------------------------------------
 need = @t/packages $(foreach p,$(1),'$(p)')
 
@@ -85,7 +90,7 @@ test:
 	@t/packages --beside $(B)/beside $(PKG_BESIDE:%='%')
 	@$(MAKE) --no-print-directory check
 
-check: $(B)/weir $(UNITS)
+check: $(B)/weir $(B)/quicwire $(UNITS)
 	@rm -f .prove
 	WEIR='$(abspath $(B))/weir' $(RUNNER) prove -It/lib --timer -j$(J) \
 	    --state=save $(UNITS) $(or $(T),$(wildcard t/*.t)) || \

@@ -27,7 +27,7 @@
  *   data C S FIN LEN, datagram C LEN    what came
  *   reset C S CODE, stopped C S CODE    what the peer did
  *   closed C S CODE                     a stream is over; -1: without a code
- *   streams C N                         it lets us open more (bidi)
+ *   allows C N                          it lets us open more (bidi)
  *   path C VALID, versions C V...       new path, version negotiation
  *   gone C KIND CODE REASON             the connection is over; KIND is
  *                                       transport, application, idle, reset...
@@ -398,7 +398,7 @@ static int
 on_more_streams(ngtcp2_conn *conn, uint64_t max, void *arg)
 {
     (void)conn;
-    say("streams %d %" PRIu64, ((struct wire *)arg)->id, max);
+    say("allows %d %" PRIu64, ((struct wire *)arg)->id, max);
     return 0;
 }
 
@@ -513,8 +513,7 @@ on_new_cid(ngtcp2_conn *conn, ngtcp2_cid *cid, uint8_t *token, size_t n,
 __attribute__((format(printf, 2, 3))) static void
 on_log(void *arg, const char *format, ...)
 {
-    char line[512], *at;
-    unsigned long long id, code;
+    char line[512], *id, *code; /* ... id=0x4 app_error_code=NAME(0x10c) */
     va_list args;
 
     if (strstr(format, "STOP_SENDING") == NULL)
@@ -522,10 +521,11 @@ on_log(void *arg, const char *format, ...)
     va_start(args, format);
     vsnprintf(line, sizeof line, format, args);
     va_end(args);
-    if (strstr(line, " rx ") == NULL || (at = strstr(line, "id=")) == NULL ||
-        sscanf(at, "id=%llx app_error_code=%*[^(](%llx", &id, &code) != 2)
-        return;
-    say("stopped %d %llu %llu", ((struct wire *)arg)->id, id, code);
+    id = strstr(line, "id=");
+    code = strrchr(line, '(');
+    if (strstr(line, " rx ") != NULL && id != NULL && code != NULL)
+        say("stopped %d %llu %llu", ((struct wire *)arg)->id,
+            strtoull(id + 3, NULL, 16), strtoull(code + 1, NULL, 16));
 }
 
 static const ngtcp2_callbacks callbacks = {
