@@ -496,7 +496,8 @@ sub open_stream($self, $kind = 'bidi')
 {
     delete $self->{opened};
     command("open $self->{id} $kind");
-    return wait_until(sub { $self->{opened} }) // die "no stream\n";
+    wait_until(sub { defined $self->{opened} }) or die "no stream\n";
+    return $self->{opened};
 }
 
 sub raw($self, $id, $bytes, $end = 0)
