@@ -6,12 +6,10 @@
  * reads what is there, looks who called, and sends what is to be sent, as
  * much as possible in one write.  What a stream carries goes through stream.c.
  *
- * A peer can make us work without asking for anything.  Frames of which nobody
- * honest needs many are counted (struct calm); who sends too many of them is
- * told to calm down, and the session ends.
+ * Frames that make us work and ask for nothing are counted (calm.c); who sends
+ * too many of them is told to calm down, and the session ends.
  *
- * Follows  RFC 9113, RFC 8441, RFC 7541; CVE-2023-44487 and CVE-2025-8671 for
- *          resets of both kinds, CVE-2019-9511 to 9518 for the other floods.
+ * Follows  RFC 9113, RFC 8441, RFC 7541.
  * Owns     the library's session, what is not sent yet, the owner's reference
  *          to each stream.  The end is the user's.
  * Threads  the owner in h2_run(); h2_open(), h2_extended(), h2_idle_ms() and
@@ -35,28 +33,11 @@ enum {
     GAPS = 8,           /* in the clients' identifiers, remembered */
     CONTINUATIONS = 16, /* of one header block */
     NV_MAX = 64,        /* fields passed on without an allocation */
-    CALM_MS = 10000,    /* the span that the limits of proxy.ini speak of */
     SILENT_MS = 5000,   /* an origin that said nothing for so long is asked */
     PING_MS = 3000,     /* and has so long to answer */
     TRIM_STREAMS = 50,  /* served: there may be memory to give back */
     UNHEARD_MS = 200,   /* for the end of a request that was answered */
-    EARN_BYTES = 512,   /* sent: the peer may send a WINDOW_UPDATE more */
     BOMB = 3,           /* times head_bytes that a head may unpack to */
-};
-
-enum calm_kind {
-    CALM_RESETS,
-    CALM_SETTINGS,
-    CALM_PINGS,
-    CALM_EMPTY,
-    CALM_PRIORITIES,
-    CALM_UPDATES,
-    CALM_KINDS
-};
-
-struct calm {          /* a budget that fills up again in CALM_MS */
-    int64_t max, left; /* in 1/CALM_MS of a frame */
-    int64_t at;        /* ms */
 };
 
 struct gap { /* identifiers that the client passed over */
@@ -77,7 +58,7 @@ struct h2 {
     struct section section; /* the header block that is coming */
     struct stream *all, *fresh, *held;
     struct store out; /* frames not yet sent */
-    struct calm calm[CALM_KINDS];
+    struct calm calm;
     int64_t now, tick_at, blocked_at, block_from, heard_at, ping_at, idle_from;
     uint32_t code;     /* the session shall end with it */
     const char *cause; /* why; NULL: it goes on */
@@ -94,25 +75,7 @@ struct h2 {
     bool used;
 };
 
-/* ---- keeping calm -------------------------------------------------------- */
-
-static void
-calm_init(struct calm *c, int max, int64_t now)
-{
-    *c = (struct calm){(int64_t)max * CALM_MS, (int64_t)max * CALM_MS, now};
-}
-
-/* One more of them; false: that was one too many. */
-static bool
-calm_spend(struct calm *c, int64_t now)
-{
-    c->left += (now - c->at) * (c->max / CALM_MS);
-    c->at = now;
-    if (c->left > c->max)
-        c->left = c->max;
-    c->left -= CALM_MS;
-    return c->left >= 0;
-}
+/* ---- reasons to end ------------------------------------------------------ */
 
 static const char *
 code_text(int code)
@@ -134,7 +97,7 @@ give_up(struct h2 *h, uint32_t code, const char *cause)
 static int
 spend(struct h2 *h, enum calm_kind kind, const char *cause)
 {
-    if (calm_spend(&h->calm[kind], h->now))
+    if (calm_spend(&h->calm, kind, h->now))
         return 0;
     return give_up(h, NGHTTP2_ENHANCE_YOUR_CALM, cause);
 }
@@ -602,7 +565,6 @@ send_content(nghttp2_session *ng, nghttp2_frame *frame, const uint8_t *hd,
 {
     struct h2 *h = arg;
     struct stream *s = source->ptr;
-    struct calm *updates = &h->calm[CALM_UPDATES];
     bool good;
 
     (void)ng, (void)frame;
@@ -620,7 +582,7 @@ send_content(nghttp2_session *ng, nghttp2_frame *frame, const uint8_t *hd,
     }
     pthread_mutex_unlock(&s->hub->lock);
     s->moved_at = h->now;
-    updates->left += (int64_t)(len / EARN_BYTES + 1) * CALM_MS;
+    calm_earn(&h->calm, len);
     return good ? 0 : NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
 }
 
@@ -1236,14 +1198,7 @@ library_init(struct h2 *h, const struct config *conf)
 static void
 limits_init(struct h2 *h, const struct config *conf)
 {
-    const int max[CALM_KINDS] = {
-        [CALM_RESETS] = conf->resets,         [CALM_SETTINGS] = conf->settings,
-        [CALM_PINGS] = conf->pings,           [CALM_EMPTY] = conf->empty_frames,
-        [CALM_PRIORITIES] = conf->priorities, [CALM_UPDATES] = conf->updates,
-    };
-
-    for (int i = 0; i < CALM_KINDS; i++)
-        calm_init(&h->calm[i], max[i], h->now);
+    calm_init(&h->calm, conf, h->now);
     h->idle_ms = conf->idle_s * 1000;
     h->head_ms = conf->head_s * 1000;
     h->stall_ms = conf->stall_s * 1000;

@@ -557,6 +557,25 @@ struct stream {
 
 struct h2; /* one HTTP/2 session (h2.c) */
 
+enum calm_kind { /* frames that cost us and ask for nothing (calm.c) */
+    CALM_RESETS,
+    CALM_SETTINGS,
+    CALM_PINGS,
+    CALM_EMPTY,
+    CALM_PRIORITIES,
+    CALM_UPDATES,
+    CALM_KINDS
+};
+
+struct budget { /* in 1/CALM_MS of a frame */
+    int64_t max, left;
+    int64_t at; /* ms: when `left` was that */
+};
+
+struct calm { /* of one session, its owner's */
+    struct budget budget[CALM_KINDS];
+};
+
 struct breaker; /* who failed to be connected to */
 
 /* ---- where to, and a way to it ------------------------------------------- */
@@ -1059,6 +1078,12 @@ void stream_break(struct stream *, enum why, const char *op, int code,
 void stream_deafen(struct stream *);
 void stream_tell(struct stream *);     /* needs hub->lock */
 size_t stream_unread(struct stream *); /* no credit was given for it */
+
+/* ---- calm.c: how much useless work a peer may make ----------------------- */
+
+void calm_init(struct calm *, const struct config *, int64_t now);
+bool calm_spend(struct calm *, enum calm_kind, int64_t now); /* false: enough */
+void calm_earn(struct calm *, size_t bytes);                 /* were sent */
 
 /* ---- h2.c: HTTP/2 sessions ----------------------------------------------- */
 
