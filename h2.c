@@ -36,7 +36,7 @@ enum {
     SILENT_MS = 5000,   /* an origin that said nothing for so long is asked */
     PING_MS = 3000,     /* and has so long to answer */
     TRIM_STREAMS = 50,  /* served: there may be memory to give back */
-    UNHEARD_MS = 200,   /* for the end of a request that was answered */
+    UNHEARD_MS = 2000,  /* for a client that does not even answer a PING */
     BOMB = 3,           /* times head_bytes that a head may unpack to */
 };
 
@@ -60,6 +60,8 @@ struct h2 {
     struct store out; /* frames not yet sent */
     struct calm calm;
     int64_t now, tick_at, blocked_at, block_from, heard_at, ping_at, idle_from;
+    uint64_t n_asked;  /* server role: PINGs behind answers that came early */
+    bool early;        /* there may be such an answer that none was sent for */
     uint32_t code;     /* the session shall end with it */
     const char *cause; /* why; NULL: it goes on */
     bool said_goodbye;
@@ -400,6 +402,50 @@ is_leaving(struct h2 *h)
     return leaving;
 }
 
+/* Our answer is complete, the request is not, and nobody reads the rest. */
+static bool
+is_early(const struct h2 *h, const struct stream *s)
+{
+    return h->side == SIDE_CLIENT && s->local_end && !s->remote_end &&
+           s->seen_over && !s->closed;
+}
+
+/* RFC 9113 section 8.1: a client whose request was answered early is told, by
+ * a reset without an error, to leave out the rest.  One that has nearly
+ * finished may do so: it has the whole answer before it is asked by a PING, and
+ * what it sent before it answers that was all it wanted to. */
+static void
+ask_early(struct h2 *h)
+{
+    uint64_t number = h->n_asked + 1;
+    bool any = false;
+
+    if (!h->early)
+        return;
+    h->early = false;
+    for (struct stream *s = h->all; s != NULL; s = s->next)
+        if (is_early(h, s) && s->asked == 0) {
+            s->asked = number;
+            any = true;
+        }
+    if (!any)
+        return;
+    h->n_asked = number;
+    nghttp2_submit_ping(h->ng, NGHTTP2_FLAG_NONE, (const uint8_t *)&number);
+}
+
+/* The client has answered such a PING, and those before. */
+static void
+take_ack(struct h2 *h, const uint8_t data[8])
+{
+    uint64_t number;
+
+    memcpy(&number, data, sizeof number);
+    for (struct stream *s = h->all; s != NULL; s = s->next)
+        if (is_early(h, s) && s->asked != 0 && s->asked <= number)
+            reset(h, s, NGHTTP2_NO_ERROR);
+}
+
 static int
 on_frame_recv(nghttp2_session *ng, const nghttp2_frame *frame, void *arg)
 {
@@ -427,6 +473,10 @@ on_frame_recv(nghttp2_session *ng, const nghttp2_frame *frame, void *arg)
         break;
     case NGHTTP2_GOAWAY:
         leave(h);
+        break;
+    case NGHTTP2_PING:
+        if (h->side == SIDE_CLIENT && (frame->hd.flags & NGHTTP2_FLAG_ACK))
+            take_ack(h, frame->ping.opaque_data);
         break;
     default:
         break;
@@ -487,6 +537,7 @@ on_frame_send(nghttp2_session *ng, const nghttp2_frame *frame, void *arg)
         (frame->hd.flags & NGHTTP2_FLAG_END_STREAM) &&
         (s = stream_at(h, frame->hd.stream_id)) != NULL) {
         s->local_end = true;
+        h->early |= !s->remote_end;
         s->moved_at = h->now;
     }
     if (frame->hd.type != NGHTTP2_RST_STREAM)
@@ -700,6 +751,7 @@ serve_call(struct h2 *h, struct stream *s)
     w = wants_of(s);
     s->seen_done = w.done;
     s->seen_over = w.done || w.aborted || w.unwanted;
+    h->early |= s->seen_over && s->local_end && !s->remote_end;
     if (s->id < 0 && (w.aborted || w.done))
         s->closed = true; /* nothing of it was sent */
     while (w.heads != NULL) {
@@ -891,15 +943,6 @@ transmit(struct h2 *h, struct fail *f)
 
 /* ---- clocks -------------------------------------------------------------- */
 
-/* Our answer is complete and the request is not: nobody hears the rest.  A
- * client that has nearly finished may do so. */
-static bool
-is_unheard(const struct h2 *h, const struct stream *s)
-{
-    return h->side == SIDE_CLIENT && s->local_end && !s->remote_end &&
-           s->seen_over && !s->closed && h->now - s->moved_at >= UNHEARD_MS;
-}
-
 /* A peer that opens no window holds our content for ever: not longer than
  * stall_ms. */
 static void
@@ -908,9 +951,11 @@ end_stalled(struct h2 *h)
     for (struct stream *s = h->all; s != NULL; s = s->next) {
         bool waits;
 
-        if (is_unheard(h, s))
-            reset(h, s, NGHTTP2_NO_ERROR); /* RFC 9113 section 8.1 */
-        if (s->closed || s->local_end || h->now - s->moved_at < h->stall_ms)
+        if (is_early(h, s) && h->now - s->moved_at >= UNHEARD_MS)
+            reset(h, s, NGHTTP2_NO_ERROR);
+        /* One that the library waits for is not held up by the peer. */
+        if (s->closed || s->local_end || s->deferred ||
+            h->now - s->moved_at < h->stall_ms)
             continue;
         pthread_mutex_lock(&h->hub.lock);
         waits = s->out.len > 0 || (s->out_end && s->answered);
@@ -1094,6 +1139,10 @@ turn(struct h2 *h, int linger_ms, struct fail *f)
     if (h->cause == NULL) {
         enum why sent = transmit(h, f);
 
+        if (sent == WHY_NONE && h->early) {
+            ask_early(h);
+            sent = transmit(h, f);
+        }
         if (sent != WHY_NONE)
             return sent;
     }

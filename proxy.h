@@ -347,7 +347,8 @@ struct http_ops {
                           struct fail *);
     enum why (*flush)(struct http *, struct fail *);
     /* The rest of the content is of no use.  True: the codec sees to it that
-     * none comes; false: it has to be read past.  The reader's. */
+     * none comes, and who waits for it gets WHY_OVER; false: it has to be read
+     * past.  Any thread. */
     bool (*unwanted)(struct http *);
     /* Is the peer gone for good, so that nobody waits for our answer? */
     bool (*gone)(struct http *);
@@ -552,6 +553,7 @@ struct stream {
     bool submitted; /* client role: the request was */
     bool answered;  /* server role: its final head was */
     bool closed, local_end, remote_end, deferred, held;
+    uint64_t asked; /* server role: number of the PING behind our answer */
     int64_t moved_at; /* ms: when the peer last took content */
 };
 
@@ -755,6 +757,7 @@ struct tunnel_result { /* how a tunnel went */
     uint64_t up, down; /* bytes */
     enum side ended_by;
     struct fail fail; /* why NONE: both directions finished */
+    bool lost; /* the client got all, but the server did not want to hear all */
 };
 
 enum conn_state {
@@ -894,7 +897,7 @@ bool conn_wants(const struct config *, const struct origin *);
 /* ---- serve.c: one stream of a client's session --------------------------- */
 
 struct served; /* a stream, and who asks */
-struct served *served_new(struct stream *, const struct client *);
+struct served *served_new(struct stream *, struct client *);
 void serve_job(void *job, struct worker *);         /* the pool's serve() */
 bool serve_begin(struct served *, struct fibers *); /* false: nobody can */
 

@@ -284,7 +284,7 @@ sub data($self, $id, $bytes, $end = 0)
 }
 
 # The next frame: { type, flags, id, payload, and what it says }; undef: the
-# connection has ended.  SETTINGS are acknowledged, unless {mute}.
+# connection has ended.  SETTINGS and PING are acknowledged, unless {mute}.
 sub get_frame($self)
 {
     my $head = $self->{wire}->get(9);
@@ -327,6 +327,9 @@ sub note($self, $f)
         my ($last, $code) = unpack 'NN', $f->{payload};
         $self->{goaway} = $f->{code} = $CODE[$code] // $code;
         $self->{last} = $last;
+    } elsif ($type eq 'PING' && !($f->{flags} & 1)) {
+        $self->{last_ping} = $f->{payload};
+        $self->put('PING', 'ACK', 0, $f->{payload}) if !$self->{mute};
     } elsif ($type eq 'WINDOW_UPDATE') {
         $s->{window} += unpack 'N', $f->{payload};
     } elsif ($type eq 'SETTINGS' && !($f->{flags} & 1)) {
