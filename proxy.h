@@ -217,7 +217,7 @@ struct config {
 
     /* [tunnel] */
     int stream_idle_s, half_closed_s;
-    int udp_associations;
+    int udp_associations, udp_tunnels, udp_idle_s;
 
     /* [intercept] */
     bool intercept;
@@ -353,7 +353,8 @@ struct http_ops {
                           struct fail *);
     enum why (*flush)(struct http *, struct fail *);
     /* The rest of the content is of no use.  True: the codec sees to it that
-     * none comes; false: it has to be read past.  The reader's. */
+     * none comes, and who waits for it gets WHY_OVER; false: it has to be read
+     * past.  Any thread. */
     bool (*unwanted)(struct http *);
     /* Is the peer gone for good, so that nobody waits for our answer? */
     bool (*gone)(struct http *);
@@ -575,6 +576,7 @@ struct stream {
     bool submitted; /* client role: the request was */
     bool answered;  /* server role: its final head was */
     bool closed, local_end, remote_end, deferred, held;
+    uint64_t asked; /* server role: number of the PING behind our answer */
     int64_t moved_at; /* ms: when the peer last took content */
 };
 
@@ -631,6 +633,25 @@ struct demux_user { /* whoever has the datagrams */
     /* Inside a tunnel: who asks, and for whom it is; else NULL.  Copied. */
     const struct client *from;
     const struct origin *inside;
+};
+
+enum calm_kind { /* frames that cost us and ask for nothing (calm.c) */
+    CALM_RESETS,
+    CALM_SETTINGS,
+    CALM_PINGS,
+    CALM_EMPTY,
+    CALM_PRIORITIES,
+    CALM_UPDATES,
+    CALM_KINDS
+};
+
+struct budget { /* in 1/CALM_MS of a frame */
+    int64_t max, left;
+    int64_t at; /* ms: when `left` was that */
+};
+
+struct calm { /* of one session, its owner's */
+    struct budget budget[CALM_KINDS];
 };
 
 struct breaker; /* who failed to be connected to */
@@ -715,8 +736,9 @@ struct weir { /* what all connections share; one, made by proxy.c */
     atomic_int n_fibers;   /* streams that are served by fibers */
     atomic_bool trim;      /* much memory may have come free */
     atomic_int n_udp;      /* UDP associations */
-    atomic_bool draining;  /* finish what is in flight, start nothing */
-    atomic_bool stopping;  /* grace is over: end everything now */
+    atomic_int n_udp_tunnels;
+    atomic_bool draining; /* finish what is in flight, start nothing */
+    atomic_bool stopping; /* grace is over: end everything now */
 };
 
 enum { VIA_MAX = 256, PROXY_AUTH_MAX = 1024 };
@@ -813,6 +835,7 @@ struct tunnel_result { /* how a tunnel went */
     uint64_t up, down; /* bytes */
     enum side ended_by;
     struct fail fail; /* why NONE: both directions finished */
+    bool lost; /* the client got all, but the server did not want to hear all */
 };
 
 enum conn_state {
@@ -827,6 +850,7 @@ enum conn_state {
     ST_LINGER,
     ST_SOCKS,
     ST_UDP,
+    ST_MASQUE,
     ST_CLOSE,
     ST_PARKED, /* the accept thread has it; conn_run() goes on when it wakes */
     ST_DONE,
@@ -1006,7 +1030,7 @@ bool conn_wants(const struct config *, const struct origin *);
 /* ---- serve.c: one stream of a client's session --------------------------- */
 
 struct served; /* a stream, and who asks */
-struct served *served_new(struct stream *, const struct client *);
+struct served *served_new(struct stream *, struct client *);
 void serve_job(void *job, struct worker *);         /* the pool's serve() */
 bool serve_begin(struct served *, struct fibers *); /* false: nobody can */
 
@@ -1206,6 +1230,11 @@ size_t stream_say_max(struct stream *); /* 0: the peer takes none */
 /* From now on, what came before included; hear NULL: nobody, and on return
  * nobody is being called. */
 void stream_hear(struct stream *, struct hearer);
+/* ---- calm.c: how much useless work a peer may make ----------------------- */
+
+void calm_init(struct calm *, const struct config *, int64_t now);
+bool calm_spend(struct calm *, enum calm_kind, int64_t now); /* false: enough */
+void calm_earn(struct calm *, size_t bytes);                 /* were sent */
 
 /* ---- h2.c: HTTP/2 sessions ----------------------------------------------- */
 
@@ -1417,6 +1446,35 @@ size_t socks_put_datagram(char out[22], const struct sockaddr *from);
 enum why socks_ask(struct end *, const struct origin *, const struct parent *,
                    bool *spoke, struct fail *); /* as a client */
 
+/* ---- capsule.c: the capsule protocol --------------------------------------
+ */
+
+enum {
+    VARINT_MAX = 8,    /* bytes of an integer (RFC 9000 section 16) */
+    CAPSULE_HEAD = 16, /* bytes of a type and a length */
+    CAPSULE_DATAGRAM = 0,
+    UDP_MAX = 65527,                    /* bytes of content in a UDP packet */
+    CAPSULE_MAX = UDP_MAX + VARINT_MAX, /* with its context in front */
+};
+
+struct capsules { /* a stream of them, being read */
+    char head[CAPSULE_HEAD];
+    size_t n_head;         /* of a type and length that are not complete */
+    bool inside;           /* behind them */
+    bool skip;             /* too long: its first bytes were handed out */
+    uint64_t type, length; /* of the capsule that is coming */
+    uint64_t left;         /* bytes of its value still to come */
+    char *value;           /* of a datagram that comes in pieces */
+    size_t n_value;
+};
+size_t varint_parse(const char *raw, size_t len, uint64_t *n); /* 0: more */
+size_t varint_put(char out[VARINT_MAX], uint64_t n);
+enum why capsule_parse(struct capsules *, const char *raw, size_t len,
+                       size_t *used, struct span *value);
+bool capsule_between(const struct capsules *); /* may the stream end here? */
+size_t capsule_put_datagram(char out[CAPSULE_HEAD], size_t len);
+void capsules_clear(struct capsules *);
+
 /* ---- udp.c: the UDP associations of SOCKS 5 ------------------------------ */
 
 struct udp_result { /* bytes */
@@ -1424,6 +1482,17 @@ struct udp_result { /* bytes */
 };
 enum why udp_relay(const struct client *, struct end *control,
                    const struct socks *, struct udp_result *, struct fail *);
+
+/* ---- masque.c: UDP through HTTP (connect-udp) -----------------------------
+ */
+
+struct masque; /* a tunnel for datagrams */
+bool masque_wanted(const struct client *, struct head *req); /* by this? */
+bool masque_target(struct span path, char host[HOST_MAX + 1], uint16_t *port);
+struct masque *masque_open(struct client *, struct head *req, struct fail *);
+void masque_free(struct masque *);
+enum why masque_answer(struct http *down, struct head *res, struct fail *);
+void masque_run(struct masque *, struct worker *, struct tunnel_side client);
 
 /* ---- ca.c: our certificate authority, on disk ---------------------------- */
 
@@ -1499,6 +1568,9 @@ extern struct resolver dns_resolver; /* set before the first lookup */
 enum why dial(const struct client *, const char *host, uint16_t port,
               enum access, int *fd, char addr[ADDR_MAX], struct clock_marks *,
               struct fail *);
+enum why dial_udp(const struct client *, const char *host, uint16_t port,
+                  enum access, int *fd, char addr[ADDR_MAX],
+                  struct clock_marks *, struct fail *);
 void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 uint16_t address_port(const struct sockaddr_storage *);
@@ -1614,6 +1686,9 @@ void sessions_turned(struct sessions *, struct dialling *);
 void tunnel_run(struct worker *, const struct weir *, struct tunnel_side client,
                 struct tunnel_side server, int idle_ms, int half_closed_ms,
                 struct tunnel_result *);
+enum why side_write(struct tunnel_side *, struct iovec *, int n, struct fail *);
+enum why side_finish(struct tunnel_side *, struct fail *);
+void side_cut(struct tunnel_side *); /* the peer sees that bytes are missing */
 void tunnel_log(const struct client *, const struct upstream *,
                 const struct tunnel_result *, int64_t from_us);
 

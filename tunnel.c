@@ -4,24 +4,20 @@
  * Serves CONNECT (RFC 9110 section 9.3.6), upgraded connections such as
  * WebSocket (RFC 6455), and whatever else is opaque.  Looks at no byte.
  *
- * Between two plain sockets one thread begins, and carries both directions
- * through a small buffer: most tunnels are short or chatty, and what would cost
- * them most is to wake a second thread.  When reads keep filling the buffer, or
- * somebody does not take what is sent to him, it is for two threads, one a
- * direction; with TLS or a stream of a session it is from the start.  A
- * direction with bulk to move changes over to splice(2), where no byte enters
- * user space, or else to a larger buffer.
+ * A direction starts by copying through a small buffer, which suits idle and
+ * chatty tunnels.  When reads keep filling it there is bulk to move: between
+ * two plain sockets the direction changes over to splice(2), where no byte
+ * enters user space; otherwise to a larger buffer.
  *
  * Owns     the pipes and buffers of both directions.  The two sides stay the
  *          caller's: we finish them or mark them as cut, and never close.
- * Threads  a worker enters by tunnel_run(), and is both pumps or the upward
- *          one; then its twin is the downward one.
+ * Threads  a worker enters by tunnel_run() and becomes the upward pump; its
+ *          twin is the downward one.
  * Blocks   for as long as the tunnel lives.
  */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -43,10 +39,9 @@ struct pump { /* one direction */
     enum side from_side;
     uint64_t moved;
     struct fail fail;
-    bool ended;
-    struct span rest; /* read by tunnel_chat(), to be written first */
-    int pipe[2];      /* -1: none */
-    char *bulk;       /* TUNNEL_BUF bytes; NULL: none */
+    bool lost;   /* `to` had gone before it took everything */
+    int pipe[2]; /* -1: none */
+    char *bulk;  /* TUNNEL_BUF bytes; NULL: none */
     int full, shorts;
 };
 
@@ -70,19 +65,30 @@ struct tunnel {
 
 /* ---- a side: an end, or a stream ----------------------------------------- */
 
-static enum why
-side_write(struct tunnel_side *s, const char *at, size_t len, struct fail *f)
+/* All n pieces; flushed. */
+enum why
+side_write(struct tunnel_side *s, struct iovec *iov, int n, struct fail *f)
 {
-    struct iovec iov = {(void *)at, len};
-    enum why why;
+    enum why why = WHY_NONE;
 
     if (s->end != NULL)
-        return end_write(s->end, &iov, 1, f);
-    why = s->http->ops->write_body(s->http, (struct span){at, len}, f);
+        return end_write(s->end, iov, n, f);
+    for (int i = 0; i < n && why == WHY_NONE; i++)
+        why = s->http->ops->write_body(
+            s->http, (struct span){iov[i].iov_base, iov[i].iov_len}, f);
     return why == WHY_NONE ? s->http->ops->flush(s->http, f) : why;
 }
 
 static enum why
+side_put(struct tunnel_side *s, const char *at, size_t len, struct fail *f)
+{
+    struct iovec iov = {(void *)at, len};
+
+    return side_write(s, &iov, 1, f);
+}
+
+/* Our direction is over. */
+enum why
 side_finish(struct tunnel_side *s, struct fail *f)
 {
     enum why why;
@@ -95,7 +101,7 @@ side_finish(struct tunnel_side *s, struct fail *f)
 
 /* The peer shall see that bytes are missing: RST when the caller closes, not
  * FIN.  SHUT_RD wakes the thread that reads here and tells the peer nothing. */
-static void
+void
 side_cut(struct tunnel_side *s)
 {
     struct linger now = {.l_onoff = 1, .l_linger = 0};
@@ -211,14 +217,14 @@ pump_once(struct pump *p, char *buf, size_t cap)
         if ((why = http->ops->read_body(http, &got, &p->fail)) != WHY_NONE)
             return why;
         n = got.len;
-        why = side_write(p->to, got.at, got.len, &p->fail);
+        why = side_put(p->to, got.at, got.len, &p->fail);
     } else if (p->pipe[0] >= 0) {
         why = end_splice(p->from->end, p->to->end, p->pipe, PIPE_BYTES, &n,
                          &p->fail);
     } else {
         why = end_read(p->from->end, buf, cap, &n, &p->fail);
         if (why == WHY_NONE)
-            why = side_write(p->to, buf, n, &p->fail);
+            why = side_put(p->to, buf, n, &p->fail);
     }
     if (why == WHY_NONE) {
         pump_moved(p, n);
@@ -240,11 +246,9 @@ pump_ahead(struct pump *p)
         return WHY_NONE;
     ahead = end_ahead(from);
     if (ahead.len > 0)
-        why = side_write(p->to, ahead.at, ahead.len, &p->fail);
-    if (why == WHY_NONE && p->rest.len > 0)
-        why = side_write(p->to, p->rest.at, p->rest.len, &p->fail);
+        why = side_put(p->to, ahead.at, ahead.len, &p->fail);
     if (why == WHY_NONE) {
-        pump_moved(p, ahead.len + p->rest.len);
+        pump_moved(p, ahead.len);
         end_consume(from, ahead.len);
         end_drop_buffer(from);
     }
@@ -276,36 +280,16 @@ pump_carry(struct pump *p)
     return why;
 }
 
-/* This direction has ended, for that reason: pass it on. */
-static void
-pump_end(struct pump *p, enum why why)
-{
-    struct tunnel *t = p->tunnel;
-    int none = -1;
-
-    if (why == WHY_EOF && atomic_load(&t->weir->stopping))
-        why = fail_own(&p->fail, SIDE_WEIR, WHY_DRAIN, "tunnel");
-    if (why != WHY_NONE)
-        atomic_compare_exchange_strong(
-            &t->first, &none,
-            (int)(why == WHY_EOF ? p->from_side : p->fail.side));
-    if (why == WHY_EOF && !atomic_load(&t->stop))
-        why = side_finish(p->to, &p->fail);
-    if (why != WHY_NONE && why != WHY_EOF) /* IDLE by whom it reads: all is */
-        tunnel_stop(t, p, why == WHY_IDLE && p->fail.side == p->from_side);
-    p->ended = true;
-    atomic_fetch_add(&t->n_done, 1);
-}
-
 /* This direction has ended.  Reads of the other one may sleep for longer than
  * a half-closed tunnel may be quiet, so its thread, which has nothing else to
  * do, keeps the time until both have ended. */
 static void
-pump_wait(struct pump *p)
+pump_done(struct pump *p)
 {
     struct tunnel *t = p->tunnel;
 
     pthread_mutex_lock(&t->lock);
+    atomic_fetch_add(&t->n_done, 1);
     pthread_cond_signal(&t->done);
     while (atomic_load(&t->n_done) < 2 && !atomic_load(&t->stop)) {
         int64_t now = now_ms();
@@ -327,16 +311,49 @@ pump_wait(struct pump *p)
     pthread_mutex_unlock(&t->lock);
 }
 
+/* Has the side that we write to finished, so that it takes no more?  What it
+ * sent before is whole and may not all have been read: the direction that comes
+ * from there finds its end, or that it was cut.  A socket says EPIPE only
+ * behind the peer's FIN; a stream tells each of its users for himself. */
+static bool
+to_has_left(const struct pump *p)
+{
+    const struct fail *f = &p->fail;
+
+    if (f->side == p->from_side || f->side == SIDE_WEIR || f->why == WHY_IDLE)
+        return false;
+    return p->to->end == NULL ||
+           (f->why == WHY_SYS && (f->code == EPIPE || f->code == ENOTCONN));
+}
+
 /* One direction, to its end.  Runs in its own thread. */
 static void
 pump_run(void *arg)
 {
     struct pump *p = arg;
+    struct tunnel *t = p->tunnel;
+    enum why why = pump_carry(p);
+    int none = -1;
 
-    if (!p->ended)
-        pump_end(p, pump_carry(p));
+    if (why == WHY_EOF && atomic_load(&t->weir->stopping))
+        why = fail_own(&p->fail, SIDE_WEIR, WHY_DRAIN, "tunnel");
+    if (why != WHY_NONE)
+        atomic_compare_exchange_strong(
+            &t->first, &none,
+            (int)(why == WHY_EOF ? p->from_side : p->fail.side));
+    p->lost = why != WHY_NONE && why != WHY_EOF && to_has_left(p);
+    if (why == WHY_EOF && !atomic_load(&t->stop)) {
+        why = side_finish(p->to, &p->fail);
+        if (why != WHY_NONE && to_has_left(p)) {
+            p->fail = (struct fail){0}; /* it had everything */
+            why = WHY_NONE;
+        }
+    }
+    if (why != WHY_NONE && why != WHY_EOF &&
+        !p->lost) /* IDLE by whom it reads: all is */
+        tunnel_stop(t, p, why == WHY_IDLE && p->fail.side == p->from_side);
     pump_end_bulk(p);
-    pump_wait(p);
+    pump_done(p);
 }
 
 static void
@@ -364,118 +381,6 @@ side_prepare(struct tunnel_side *s, int idle_ms)
     }
 }
 
-/* ---- both directions by one thread --------------------------------------- */
-
-/* Read what is there and send it, both without waiting.  What the peer does not
- * take stays: with the end if it was there before, else in p->rest. */
-static enum why
-chat_once(struct pump *p, char buf[SMALL_BUF])
-{
-    struct end *from = p->from->end;
-    struct span s = end_ahead(from);
-    bool ahead = s.len > 0;
-    size_t put = 0;
-    enum why why = WHY_NONE;
-
-    if (!ahead) {
-        s.at = buf;
-        why = end_read(from, buf, SMALL_BUF, &s.len, &p->fail);
-    }
-    if (why == WHY_NONE)
-        why = end_try_write(p->to->end, s.at, s.len, &put, &p->fail);
-    if (why != WHY_NONE)
-        return why;
-    pump_moved(p, put);
-    if (ahead) {
-        end_consume(from, put);
-    } else {
-        p->rest = (struct span){s.at + put, s.len - put};
-        pump_judge(p, s.len, SMALL_BUF);
-    }
-    return WHY_NONE;
-}
-
-/* Does this direction want a thread of its own? */
-static bool
-pump_is_busy(const struct pump *p)
-{
-    return p->full >= FULL_READS || p->rest.len > 0 || p->from->end->len > 0;
-}
-
-/* Nothing came for a while: is it time to give up? */
-static void
-chat_quiet(struct tunnel *t)
-{
-    struct pump *p = t->up.ended ? &t->down : &t->up;
-
-    if (atomic_load(&t->weir->stopping))
-        pump_end(p, fail_own(&p->fail, SIDE_WEIR, WHY_DRAIN, "tunnel"));
-    else if (tunnel_idle(t))
-        pump_end(p, fail_own(&p->fail, p->from_side, WHY_IDLE,
-                             atomic_load(&t->n_done) > 0
-                                 ? "read from the side still open"
-                                 : "read"));
-}
-
-/* Wait until one of the sides has something to say, or for too long. */
-static void
-chat_wait(struct tunnel *t, bool ready[2])
-{
-    struct pollfd p[2] = {
-        {.fd = t->up.ended ? -1 : t->client.end->fd, .events = POLLIN},
-        {.fd = t->down.ended ? -1 : t->server.end->fd, .events = POLLIN}};
-    bool half = t->up.ended || t->down.ended;
-    int64_t left = atomic_load(&t->moved_at) - now_ms() +
-                   (half ? t->half_closed_ms : t->idle_ms);
-
-    if (half && left > LOOK_MS) /* nobody wakes us who shuts down the other */
-        left = LOOK_MS;
-    if (poll(p, 2, left > 0 ? (int)left : 0) == 0)
-        chat_quiet(t);
-    for (int i = 0; i < 2; i++)
-        ready[i] = p[i].revents > 0;
-}
-
-/* Carry both directions, until they have ended or one of them is busy. */
-static void
-tunnel_chat(struct tunnel *t, char buf[SMALL_BUF])
-{
-    struct pump *const pumps[2] = {&t->up, &t->down};
-    bool ready[2] = {t->client.end->len > 0, t->server.end->len > 0};
-
-    t->client.end->no_wait = t->server.end->no_wait = true;
-    for (;;) {
-        for (int i = 0; i < 2 && !atomic_load(&t->stop); i++) {
-            enum why why = ready[i] ? chat_once(pumps[i], buf) : WHY_MORE;
-
-            if (why != WHY_NONE && why != WHY_MORE)
-                pump_end(pumps[i], why);
-            else if (pump_is_busy(pumps[i]))
-                goto out;
-            else
-                end_drop_buffer(pumps[i]->from->end);
-        }
-        if (atomic_load(&t->stop) || atomic_load(&t->n_done) == 2)
-            break;
-        chat_wait(t, ready);
-    }
-out:
-    t->client.end->no_wait = t->server.end->no_wait = false;
-}
-
-/* ---- public -------------------------------------------------------------- */
-
-/* Each direction by a thread of its own.  False: there is none to be had. */
-static bool
-tunnel_pump(struct tunnel *t, struct worker *w)
-{
-    if (!twin_start(w, pump_run, &t->down))
-        return false;
-    pump_run(&t->up);
-    twin_wait(w, -1);
-    return true;
-}
-
 /*
  * tunnel_run - carry bytes between client and server until both directions
  * have ended, or one failed, or both were quiet for idle_ms.
@@ -500,7 +405,6 @@ tunnel_run(struct worker *w, const struct weir *weir, struct tunnel_side client,
                        .idle_ms = idle_ms,
                        .half_closed_ms = half_closed_ms,
                        .first = -1};
-    char buf[SMALL_BUF];
 
     pthread_mutex_init(&t.lock, NULL);
     pthread_cond_init(&t.done, NULL);
@@ -510,18 +414,20 @@ tunnel_run(struct worker *w, const struct weir *weir, struct tunnel_side client,
     side_prepare(&t.client, idle_ms);
     side_prepare(&t.server, idle_ms);
     *r = (struct tunnel_result){.ended_by = SIDE_WEIR};
-    if (pump_is_plain(&t.up))
-        tunnel_chat(&t, buf);
-    if (!atomic_load(&t.stop) && atomic_load(&t.n_done) < 2 &&
-        !tunnel_pump(&t, w)) {
+    if (!twin_start(w, pump_run, &t.down)) {
         fail_own(&r->fail, SIDE_WEIR, WHY_BUSY, "start a thread");
         goto out;
     }
+    pump_run(&t.up);
+    twin_wait(w, -1);
     r->up = t.up.moved;
     r->down = t.down.moved;
     r->ended_by = (enum side)atomic_load(&t.first);
-    if (t.stopper != NULL) {
-        r->fail = t.stopper->fail;
+    r->lost = t.stopper == NULL && t.up.lost;
+    if (t.stopper != NULL || t.up.lost || t.down.lost) {
+        r->fail = t.stopper != NULL ? t.stopper->fail
+                  : t.up.lost       ? t.up.fail
+                                    : t.down.fail;
         r->ended_by = r->fail.side;
     }
 out:
