@@ -228,22 +228,24 @@ iov_advance(struct iovec **iov, int *n, size_t done)
 static enum why
 sock_send(struct end *e, struct iovec *iov, int n, int flags, struct fail *f)
 {
-    int64_t from = 0;
+    bool fiber = fiber_here();
+    int64_t from = fiber ? now_ms() : 0;
 
-    if (fiber_here()) {
-        flags |= MSG_DONTWAIT;
-        from = now_ms();
-    } else if (e->snd_ms != e->idle_ms) {
-        set_timeout(e->fd, SO_SNDTIMEO, e->idle_ms);
-        e->snd_ms = e->idle_ms;
-    }
     iov_advance(&iov, &n, 0);
     while (n > 0) {
         struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)n};
-        ssize_t put = sendmsg(e->fd, &msg, MSG_NOSIGNAL | flags);
+        /* As with reads: most are done at once, and need no clock. */
+        bool now = fiber || e->snd_ms != e->idle_ms;
+        ssize_t put = sendmsg(e->fd, &msg,
+                              MSG_NOSIGNAL | flags | (now ? MSG_DONTWAIT : 0));
 
         if (put < 0 && errno == EINTR)
             continue;
+        if (put < 0 && errno == EAGAIN && now && !fiber) {
+            set_timeout(e->fd, SO_SNDTIMEO, e->idle_ms);
+            e->snd_ms = e->idle_ms;
+            continue;
+        }
         if (put < 0 && errno == EAGAIN && from != 0 &&
             now_ms() - from < e->idle_ms) {
             fiber_sleep(e->fd, POLLOUT, e->idle_ms);

@@ -1004,6 +1004,12 @@ void pool_free(struct pool *);   /* joins; the queue must be empty */
 bool twin_start(struct worker *, void (*run)(void *), void *arg);
 bool twin_wait(struct worker *, int ms); /* -1: for ever; false: still runs */
 
+struct bell { /* one thread waits until another rings; zeroed: not rung */
+    atomic_int state; /* of the enum below; 32 bits for futex(2) */
+};
+enum { BELL_SILENT, BELL_AWAITED, BELL_RUNG };
+bool bell_wait(struct bell *, int64_t until); /* false: it is over */
+void bell_ring(struct bell *);
 bool cond_until(pthread_cond_t *, pthread_mutex_t *, int64_t until);
 void stack_rest(void); /* unused pages of this thread's stack go back */
 
