@@ -748,8 +748,7 @@ static bool
 was_stale(const struct upstream *up, enum why why)
 {
     return up->stream != NULL && up->reused &&
-           (why == WHY_UNPROCESSED || why == WHY_EOF || why == WHY_CUT ||
-            why == WHY_SYS);
+           (why == WHY_UNPROCESSED || why == WHY_EOF || why == WHY_SYS);
 }
 
 /*
