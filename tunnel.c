@@ -39,6 +39,7 @@ struct pump { /* one direction */
     enum side from_side;
     uint64_t moved;
     struct fail fail;
+    bool lost;   /* `to` had gone before it took everything */
     int pipe[2]; /* -1: none */
     char *bulk;  /* TUNNEL_BUF bytes; NULL: none */
     int full, shorts;
@@ -64,19 +65,30 @@ struct tunnel {
 
 /* ---- a side: an end, or a stream ----------------------------------------- */
 
-static enum why
-side_write(struct tunnel_side *s, const char *at, size_t len, struct fail *f)
+/* All n pieces; flushed. */
+enum why
+side_write(struct tunnel_side *s, struct iovec *iov, int n, struct fail *f)
 {
-    struct iovec iov = {(void *)at, len};
-    enum why why;
+    enum why why = WHY_NONE;
 
     if (s->end != NULL)
-        return end_write(s->end, &iov, 1, f);
-    why = s->http->ops->write_body(s->http, (struct span){at, len}, f);
+        return end_write(s->end, iov, n, f);
+    for (int i = 0; i < n && why == WHY_NONE; i++)
+        why = s->http->ops->write_body(
+            s->http, (struct span){iov[i].iov_base, iov[i].iov_len}, f);
     return why == WHY_NONE ? s->http->ops->flush(s->http, f) : why;
 }
 
 static enum why
+side_put(struct tunnel_side *s, const char *at, size_t len, struct fail *f)
+{
+    struct iovec iov = {(void *)at, len};
+
+    return side_write(s, &iov, 1, f);
+}
+
+/* Our direction is over. */
+enum why
 side_finish(struct tunnel_side *s, struct fail *f)
 {
     enum why why;
@@ -88,7 +100,7 @@ side_finish(struct tunnel_side *s, struct fail *f)
 }
 
 /* The peer shall see that bytes are missing, and who reads here wakes. */
-static void
+void
 side_cut(struct tunnel_side *s)
 {
     if (s->end == NULL)
@@ -200,14 +212,14 @@ pump_once(struct pump *p, char *buf, size_t cap)
         if ((why = http->ops->read_body(http, &got, &p->fail)) != WHY_NONE)
             return why;
         n = got.len;
-        why = side_write(p->to, got.at, got.len, &p->fail);
+        why = side_put(p->to, got.at, got.len, &p->fail);
     } else if (p->pipe[0] >= 0) {
         why = end_splice(p->from->end, p->to->end, p->pipe, PIPE_BYTES, &n,
                          &p->fail);
     } else {
         why = end_read(p->from->end, buf, cap, &n, &p->fail);
         if (why == WHY_NONE)
-            why = side_write(p->to, buf, n, &p->fail);
+            why = side_put(p->to, buf, n, &p->fail);
     }
     if (why == WHY_NONE) {
         pump_moved(p, n);
@@ -229,7 +241,7 @@ pump_ahead(struct pump *p)
         return WHY_NONE;
     ahead = end_ahead(from);
     if (ahead.len > 0)
-        why = side_write(p->to, ahead.at, ahead.len, &p->fail);
+        why = side_put(p->to, ahead.at, ahead.len, &p->fail);
     if (why == WHY_NONE) {
         pump_moved(p, ahead.len);
         end_consume(from, ahead.len);
@@ -294,6 +306,21 @@ pump_done(struct pump *p)
     pthread_mutex_unlock(&t->lock);
 }
 
+/* Has the side that we write to finished, so that it takes no more?  What it
+ * sent before is whole and may not all have been read: the direction that comes
+ * from there finds its end, or that it was cut.  A socket says EPIPE only
+ * behind the peer's FIN; a stream tells each of its users for himself. */
+static bool
+to_has_left(const struct pump *p)
+{
+    const struct fail *f = &p->fail;
+
+    if (f->side == p->from_side || f->side == SIDE_WEIR || f->why == WHY_IDLE)
+        return false;
+    return p->to->end == NULL ||
+           (f->why == WHY_SYS && (f->code == EPIPE || f->code == ENOTCONN));
+}
+
 /* One direction, to its end.  Runs in its own thread. */
 static void
 pump_run(void *arg)
@@ -309,9 +336,16 @@ pump_run(void *arg)
         atomic_compare_exchange_strong(
             &t->first, &none,
             (int)(why == WHY_EOF ? p->from_side : p->fail.side));
-    if (why == WHY_EOF && !atomic_load(&t->stop))
+    p->lost = why != WHY_NONE && why != WHY_EOF && to_has_left(p);
+    if (why == WHY_EOF && !atomic_load(&t->stop)) {
         why = side_finish(p->to, &p->fail);
-    if (why != WHY_NONE && why != WHY_EOF) /* IDLE by whom it reads: all is */
+        if (why != WHY_NONE && to_has_left(p)) {
+            p->fail = (struct fail){0}; /* it had everything */
+            why = WHY_NONE;
+        }
+    }
+    if (why != WHY_NONE && why != WHY_EOF &&
+        !p->lost) /* IDLE by whom it reads: all is */
         tunnel_stop(t, p, why == WHY_IDLE && p->fail.side == p->from_side);
     pump_end_bulk(p);
     pump_done(p);
@@ -384,8 +418,11 @@ tunnel_run(struct worker *w, const struct weir *weir, struct tunnel_side client,
     r->up = t.up.moved;
     r->down = t.down.moved;
     r->ended_by = (enum side)atomic_load(&t.first);
-    if (t.stopper != NULL) {
-        r->fail = t.stopper->fail;
+    r->lost = t.stopper == NULL && t.up.lost;
+    if (t.stopper != NULL || t.up.lost || t.down.lost) {
+        r->fail = t.stopper != NULL ? t.stopper->fail
+                  : t.up.lost       ? t.up.fail
+                                    : t.down.fail;
         r->ended_by = r->fail.side;
     }
 out:
