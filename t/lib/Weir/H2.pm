@@ -262,6 +262,14 @@ sub put($self, @frame)
     return $self->{wire}->put($self->frame(@frame));
 }
 
+# What the peer lets us send on a stream (0: on the connection), if the user
+# counts in {used} what he sends.
+sub window($self, $id)
+{
+    return ($id ? $self->{settings}{4} // 65535 : 65535)
+        + ($self->{credit}{$id} // 0) - ($self->{used}{$id} // 0);
+}
+
 # Open a stream with a request; returns its id.  %o: end => 0: content follows.
 sub request($self, $fields, %o)
 {
@@ -327,6 +335,8 @@ sub note($self, $f)
         my ($last, $code) = unpack 'NN', $f->{payload};
         $self->{goaway} = $f->{code} = $CODE[$code] // $code;
         $self->{last} = $last;
+    } elsif ($type eq 'WINDOW_UPDATE') {
+        $self->{credit}{ $f->{id} } += unpack 'N', $f->{payload};
     } elsif ($type eq 'SETTINGS' && !($f->{flags} & 1)) {
         my %set = unpack '(nN)*', $f->{payload};
         $self->{settings}{$_} = $set{$_} for keys %set;
