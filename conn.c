@@ -864,7 +864,6 @@ conn_session(struct conn *c)
         return goodbye(c, &f);
     }
     why = h2_run(c->h2, conf->linger_ms, &f);
-    c->client.n_exchanges = h2_served(c->h2);
     if (why == WHY_NONE)
         return park(c, ST_SESSION, idle_until(c));
     h2_free(c->h2);
@@ -917,7 +916,7 @@ conn_tunnel(struct conn *c)
                conf->half_closed_s * 1000, &c->tunnel);
     tunnel_log(&c->client, c->up, &c->tunnel, from_us);
     c->fail = c->tunnel.fail;
-    c->cut = true; /* both directions were finished, or cut, one by one */
+    c->cut = !c->tunnel.lost; /* else both were finished, or cut, one by one */
     upstream_free(c->up);
     c->up = NULL;
     return ST_CLOSE;

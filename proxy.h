@@ -353,7 +353,8 @@ struct http_ops {
                           struct fail *);
     enum why (*flush)(struct http *, struct fail *);
     /* The rest of the content is of no use.  True: the codec sees to it that
-     * none comes; false: it has to be read past.  The reader's. */
+     * none comes, and who waits for it gets WHY_OVER; false: it has to be read
+     * past.  Any thread. */
     bool (*unwanted)(struct http *);
     /* Is the peer gone for good, so that nobody waits for our answer? */
     bool (*gone)(struct http *);
@@ -575,6 +576,7 @@ struct stream {
     bool submitted; /* client role: the request was */
     bool answered;  /* server role: its final head was */
     bool closed, local_end, remote_end, deferred, held;
+    uint64_t asked; /* server role: number of the PING behind our answer */
     int64_t moved_at; /* ms: when the peer last took content */
 };
 
@@ -631,6 +633,25 @@ struct demux_user { /* whoever has the datagrams */
     /* Inside a tunnel: who asks, and for whom it is; else NULL.  Copied. */
     const struct client *from;
     const struct origin *inside;
+};
+
+enum calm_kind { /* frames that cost us and ask for nothing (calm.c) */
+    CALM_RESETS,
+    CALM_SETTINGS,
+    CALM_PINGS,
+    CALM_EMPTY,
+    CALM_PRIORITIES,
+    CALM_UPDATES,
+    CALM_KINDS
+};
+
+struct budget { /* in 1/CALM_MS of a frame */
+    int64_t max, left;
+    int64_t at; /* ms: when `left` was that */
+};
+
+struct calm { /* of one session, its owner's */
+    struct budget budget[CALM_KINDS];
 };
 
 struct breaker; /* who failed to be connected to */
@@ -814,6 +835,7 @@ struct tunnel_result { /* how a tunnel went */
     uint64_t up, down; /* bytes */
     enum side ended_by;
     struct fail fail; /* why NONE: both directions finished */
+    bool lost; /* the client got all, but the server did not want to hear all */
 };
 
 enum conn_state {
@@ -1007,7 +1029,7 @@ bool conn_wants(const struct config *, const struct origin *);
 /* ---- serve.c: one stream of a client's session --------------------------- */
 
 struct served; /* a stream, and who asks */
-struct served *served_new(struct stream *, const struct client *);
+struct served *served_new(struct stream *, struct client *);
 void serve_job(void *job, struct worker *);         /* the pool's serve() */
 bool serve_begin(struct served *, struct fibers *); /* false: nobody can */
 
@@ -1207,6 +1229,11 @@ size_t stream_say_max(struct stream *); /* 0: the peer takes none */
 /* From now on, what came before included; hear NULL: nobody, and on return
  * nobody is being called. */
 void stream_hear(struct stream *, struct hearer);
+/* ---- calm.c: how much useless work a peer may make ----------------------- */
+
+void calm_init(struct calm *, const struct config *, int64_t now);
+bool calm_spend(struct calm *, enum calm_kind, int64_t now); /* false: enough */
+void calm_earn(struct calm *, size_t bytes);                 /* were sent */
 
 /* ---- h2.c: HTTP/2 sessions ----------------------------------------------- */
 

@@ -404,7 +404,7 @@ stream_read_body(struct http *http, struct span *data, struct fail *f)
     while (why == WHY_MORE) {
         if (no_content(s)) {
             why = WHY_EOF;
-        } else if (s->aborted) {
+        } else if (s->aborted || s->unwanted) {
             why = fail_own(f, SIDE_WEIR, WHY_OVER, "read content");
         } else if (s->in.len > 0) {
             if (s->taken.cap > KEEP_MAX && s->in.cap <= KEEP_MAX)
@@ -446,7 +446,7 @@ stream_pending(struct http *http)
 
     pthread_mutex_lock(&s->hub->lock);
     some = s->in.len > 0 || s->in_end || s->heads != NULL ||
-           s->broken.why != WHY_NONE || s->aborted;
+           s->broken.why != WHY_NONE || s->aborted || s->unwanted;
     pthread_mutex_unlock(&s->hub->lock);
     return some;
 }
@@ -479,6 +479,7 @@ stream_unwanted(struct http *http)
     pthread_mutex_lock(&s->hub->lock);
     s->unwanted = true;
     call(s);
+    tell(s);
     pthread_mutex_unlock(&s->hub->lock);
     return true;
 }
