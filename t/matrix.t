@@ -386,7 +386,7 @@ my $w = Weir->start(set => [ sides_conf(@versions), 'proxy.via=tester',
     args => ['-v']);
 for my $cv (@versions) {
     for my $ov (@versions) {
-        for (@cases) {
+        for (grep { !$ENV{CASE} || $_->[0] =~ /$ENV{CASE}/ } @cases) {
             my ($case, $try) = @$_;
             attempt($case, "$cv$ov", "$name{$cv} to $name{$ov}",
                 sub { $try->(client_of($cv, $w), origin_of($ov), $cv, $ov) });
@@ -400,6 +400,7 @@ for my $cv (@versions) {
             sub { $try->(client_of($cv, $w), listener(), $cv) });
     }
 }
+diag $w->log if $ENV{CASE};
 $w->stop;
 
 if ($ENV{MATRIX}) {
