@@ -380,12 +380,13 @@ sub table($first, $columns, $list)
     return $text;
 }
 
-my @versions = split ' ', $ENV{VERSIONS} // '1 2 3';
-my $w = Weir->start(set => [ sides_conf(@versions), 'proxy.via=tester',
+my @clients = split ' ', $ENV{CLIENTS} // '1 2 3';
+my @origins = split ' ', $ENV{ORIGINS} // '1 2 3';
+my $w = Weir->start(set => [ sides_conf(@origins), 'proxy.via=tester',
     'intercept.enable=no' ],
     args => ['-v']);
-for my $cv (@versions) {
-    for my $ov (@versions) {
+for my $cv (@clients) {
+    for my $ov (@origins) {
         for (grep { !$ENV{CASE} || $_->[0] =~ /$ENV{CASE}/ } @cases) {
             my ($case, $try) = @$_;
             attempt($case, "$cv$ov", "$name{$cv} to $name{$ov}",
