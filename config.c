@@ -57,6 +57,7 @@ enum kind {
     KIND_MATCH,    /* struct match * */
     KIND_RESOLVE,  /* list of struct resolve_conf; the key is any name */
     KIND_NO_PROXY, /* struct match *, read as curl does */
+    KIND_HTTP3,    /* struct match *, and "auto" */
     KIND_WAYS,     /* struct ways; secret */
     KIND_URL,      /* [parent NAME] url: struct ways of a rule; secret */
     KIND_HOSTS,    /* [parent NAME] hosts: struct match * of a rule */
@@ -172,6 +173,8 @@ static const struct row rows[] = {
           "show a parent without a password the client's own"),
     POINTER("upstream", "h2c", MATCH, h2c, "",
             "servers without TLS that are spoken to in HTTP/2"),
+    POINTER("upstream", "http3", HTTP3, http3, "",
+            "servers tried in HTTP/3 first; auto: those that offer it"),
 
     INT("http2", streams, 256, 1, 10000,
         "streams that a client may have open on one connection"),
@@ -212,6 +215,8 @@ static const struct row rows[] = {
             "directory of weir's CA, made at the first start"),
     WORD("intercept", "alpn", alpn, "mirror|h2|http/1.1", "mirror",
          "HTTP version offered to clients: the server's, or always this"),
+    WORD("intercept", "alt_svc", alt_svc_keep, "strip|keep", "strip",
+         "whether clients are told of other ways to intercepted servers"),
     INT("intercept", leaf_days, 45, 1, 825,
         "days that a certificate made for a host is valid"),
     INT("intercept", leaf_cache, 1024, 1, 1000000,
@@ -845,6 +850,31 @@ no_proxy_set(struct given *g)
     return *m != NULL && no_proxy_add(*m, g->value, g->wrong, sizeof(g->wrong));
 }
 
+static bool
+http3_add(struct given *g, const char *item)
+{
+    struct match **m = row_field(g->conf, g->row);
+
+    if (strcmp(item, "auto") == 0)
+        return g->conf->http3_auto = true;
+    if (*m == NULL)
+        *m = match_parse(NULL, g->wrong, sizeof(g->wrong));
+    return *m != NULL && match_add(*m, item, g->wrong, sizeof(g->wrong));
+}
+
+static bool
+http3_set(struct given *g)
+{
+    return list_each(g, http3_add);
+}
+
+static void
+http3_clear(struct config *conf, const struct row *row)
+{
+    match_clear(conf, row);
+    conf->http3_auto = false;
+}
+
 /* The rule that a section [parent NAME] is about, made if it is new. */
 static struct parent_rule *
 rule_find(struct given *g)
@@ -921,6 +951,7 @@ static const struct {
     [KIND_MATCH] = {true, match_set, match_clear},
     [KIND_RESOLVE] = {true, resolve_set, list_clear},
     [KIND_NO_PROXY] = {true, no_proxy_set, match_clear},
+    [KIND_HTTP3] = {true, http3_set, http3_clear},
     [KIND_WAYS] = {true, ways_set, ways_reset},
     [KIND_URL] = {true, url_set, rules_clear},
     [KIND_HOSTS] = {true, hosts_set, rules_clear},

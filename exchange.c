@@ -326,6 +326,15 @@ binds_connection(const struct head *h, const char *name)
     return false;
 }
 
+/* Would another way to this origin lead around us?  A client follows what an
+ * origin said by TLS alone (RFC 7838 section 2.1). */
+static bool
+hides_alternatives(const struct exchange *x)
+{
+    return !x->client->conf->alt_svc_keep &&
+           (x->client->inside != NULL || x->origin.tls);
+}
+
 /* The way that came with x if it serves, else another. */
 static enum why
 take_way(struct exchange *x, bool fresh)
@@ -425,6 +434,8 @@ read_answer(struct exchange *x, struct upload *u)
     up->idle_ms = 0;
     if (why == WHY_EOF)
         fail_own(&x->fail, SIDE_ORIGIN, WHY_EOF, "read answer");
+    if (why == WHY_NONE && hides_alternatives(x))
+        head_remove(x->res, "Alt-Svc");
     return why;
 }
 
@@ -865,6 +876,8 @@ serve(struct exchange *x)
         return kept(x, why == WHY_NONE);
     }
     upstream_note_request(c, x->req);
+    if (hides_alternatives(x))
+        head_remove(x->req, "Alt-Used");
     x->origin.tunnel |= x->req->upgrade.len > 0;
     if (!add_via(x->req, c->weir->via)) {
         fail_own(&x->fail, SIDE_WEIR, WHY_BUSY, "out of memory");

@@ -203,7 +203,9 @@ struct config {
     struct env_ways env;
     struct parent_rule *rules; /* [parent NAME], in their order */
     size_t n_rules;
-    struct match *h2c; /* plain hosts that are spoken to in HTTP/2 */
+    struct match *h2c;   /* plain hosts that are spoken to in HTTP/2 */
+    struct match *http3; /* hosts that are tried in HTTP/3 */
+    bool http3_auto;     /* and all that say by Alt-Svc that they speak it */
 
     /* [http2] */
     int streams, streams_total, window_kib, session_kib, stall_s;
@@ -216,6 +218,7 @@ struct config {
     /* [intercept] */
     bool intercept;
     enum alpn_mode { ALPN_MIRROR, ALPN_ALWAYS_H2, ALPN_NEVER_H2 } alpn;
+    bool alt_svc_keep; /* Alt-Svc of intercepted origins goes down, too */
     struct match *only, *except; /* empty only: everything */
     char *dir;                   /* the CA's home; NULL: ~/.weir */
     int leaf_days, leaf_cache, sniff_ms;
@@ -941,6 +944,7 @@ void head_clear(struct head *); /* memory too */
 struct span head_text(struct head *, const char *, size_t); /* copied in */
 bool head_add(struct head *, struct span name, struct span value); /* copies */
 bool head_put(struct head *, struct span name, struct span value); /* lends */
+void head_remove(struct head *, const char *name);        /* all of that name */
 struct span head_joined(struct head *, const char *name); /* all, as one list */
 const struct field *head_find(const struct head *, const char *name,
                               const struct field *after); /* NULL: first */
@@ -1213,6 +1217,28 @@ enum why breaker_ask(struct breaker *, const char *host, uint16_t port,
                      bool *trial, struct fail *);
 void breaker_tell(struct breaker *, const char *host, uint16_t port, bool trial,
                   const struct fail *, uint64_t conn);
+
+/* ---- altsvc.c: which origins speak HTTP/3 -------------------------------- */
+
+struct altsvc {              /* where an origin says that it speaks HTTP/3 */
+    char host[HOST_MAX + 1]; /* "": its own */
+    uint16_t port;
+    int64_t ma_s; /* for how long that is to be believed */
+    bool persist; /* also behind another network */
+};
+enum altsvc_said { ALTSVC_WRONG, ALTSVC_NONE, ALTSVC_H3 };
+enum altsvc_said altsvc_parse(struct span value, struct altsvc *);
+struct altsvcs; /* what is remembered; now: ms */
+struct altsvcs *altsvcs_new(void);
+void altsvcs_free(struct altsvcs *);
+void altsvc_learn(struct altsvcs *, const struct origin *, struct span value,
+                  uint64_t age_s, int64_t now);
+void altsvc_forget(struct altsvcs *, const struct origin *);
+bool altsvc_find(struct altsvcs *, const struct origin *, int64_t now,
+                 struct altsvc *);
+bool altsvc_is_broken(struct altsvcs *, const struct origin *, int64_t now);
+int64_t altsvc_failed(struct altsvcs *, const struct origin *, int64_t now);
+void altsvc_worked(struct altsvcs *, const struct origin *);
 
 /* ---- parent.c: ways out through other proxies -------------------------------
  */
