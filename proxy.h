@@ -827,6 +827,51 @@ struct config_key { /* what a key is, for tests and manuals */
 };
 const struct config_key *config_key(size_t i); /* NULL: there is no i-th */
 
+/* ---- value.c: one value of a setting, into its field --------------------- */
+
+enum { WRONG_MAX = 512 }; /* "what is wrong, what is allowed" */
+
+enum setting_kind {
+    KIND_INT,      /* int: a whole number from min to max */
+    KIND_BOOL,     /* bool */
+    KIND_WORD,     /* enum or bool: the index of one of the words */
+    KIND_TOKEN,    /* char[]: RFC 9110 section 5.6.2, or empty */
+    KIND_PATH,     /* char *: NULL if empty */
+    KIND_FILE,     /* the same, and it can be read */
+    KIND_LISTEN,   /* list of struct listener_conf */
+    KIND_USERS,    /* list of struct user_conf; secret */
+    KIND_NAMES,    /* list of char *: names and addresses, no ports */
+    KIND_MATCH,    /* struct match * */
+    KIND_RESOLVE,  /* list of struct resolve_conf; the key is any name */
+    KIND_NO_PROXY, /* struct match *, read as curl does */
+    KIND_HTTP3,    /* struct match *, and the word "auto" */
+    KIND_WAYS,     /* struct ways; secret */
+    KIND_URL,      /* [parent NAME] url: struct ways of a rule; secret */
+    KIND_HOSTS,    /* [parent NAME] hosts: struct match * of a rule */
+};
+
+struct setting { /* one row of config.c's table */
+    struct config_key key;
+    enum setting_kind kind;
+    size_t at, size;   /* the field in struct config; size: of a list's item */
+    size_t n_at;       /* lists: the field that counts them */
+    int min, max;      /* KIND_INT */
+    const char *words; /* KIND_WORD: "error|warning", in the enum's order */
+};
+
+struct given { /* one `key = value`, wherever it stands */
+    struct config *conf;
+    const struct setting *row;
+    const char *section, *name, *value;
+    bool by_set; /* on the command line, where a later one wins */
+    char wrong[WRONG_MAX];
+};
+
+bool value_set(struct given *); /* false: wrong says why */
+void value_clear(struct config *, const struct setting *);
+bool value_adds(const struct setting *); /* may it be given again? */
+bool user_home(char *out, size_t cap);
+
 /* ---- match.c: lists of hosts --------------------------------------------- */
 
 struct match *match_parse(const char *text, char *err, size_t cap);
