@@ -639,7 +639,7 @@ http3_set(struct given *g)
 }
 
 static void
-http3_clear(struct config *conf, const struct row *row)
+http3_clear(struct config *conf, const struct setting *row)
 {
     match_clear(conf, row);
     conf->http3_auto = false;
