@@ -11,7 +11,8 @@ DESTDIR   =
 FUZZ_S    = 60
 J         = 3
 SAN       =
-LIBS      = gnutls libnghttp2 inih
+LIBS      = gnutls libnghttp2 inih libngtcp2 libngtcp2_crypto_gnutls \
+            libnghttp3
 
 # ---- packages: this is their one place ------------------------------------
 PKG_RUN   = gcc libc6-dev make pkgconf ca-certificates \

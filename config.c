@@ -47,6 +47,11 @@ enum {
         ROW(section, #field, #preset, what, INT, field), SIZE(field), \
             .min = (lo), .max = (hi)                                  \
     }
+#define NUMBER(section, name, field, preset, lo, hi, what)          \
+    {                                                               \
+        ROW(section, name, #preset, what, INT, field), SIZE(field), \
+            .min = (lo), .max = (hi)                                \
+    }
 #define WORD(section, name, field, list, preset, what)              \
     {                                                               \
         ROW(section, name, preset, what, WORD, field), SIZE(field), \
@@ -75,6 +80,8 @@ static const struct setting rows[] = {
          "name:password of those who may use weir; empty: nobody is asked"),
     VALUE("proxy", "via", TOKEN, via, "",
           "weir's name in Via fields; empty: made at start"),
+    VALUE("proxy", "http3", BOOL, http3, "yes",
+          "listen for HTTP/3 as well, by UDP on the same ports"),
     INT("proxy", workers, 256, 1, 100000,
         "connections that are worked on at the same time"),
     INT("proxy", exchanges, 256, 1, 100000,
@@ -161,6 +168,15 @@ static const struct setting rows[] = {
         "PRIORITY frames of a peer in 10 seconds"),
     INT("http2", updates, 2000, 1, 1000000,
         "WINDOW_UPDATE frames of a peer in 10 seconds that nothing called for"),
+
+    NUMBER("http3", "connections", quic_connections, 4096, 1, 1000000,
+           "HTTP/3 connections that may be open at the same time"),
+    NUMBER("http3", "idle_s", quic_idle_s, 30, 1, WEEK_S,
+           "longest quiet on a connection without streams, in seconds"),
+    WORD("http3", "retry", retry, "auto|always|never", "auto",
+         "have clients prove their address before a handshake"),
+    NUMBER("http3", "half_open", quic_half_open, 64, 0, 1000000,
+           "unfinished handshakes from which on retry = auto does so"),
 
     INT("tunnel", stream_idle_s, 600, 1, WEEK_S,
         "longest quiet in a WebSocket or event stream, in seconds"),
