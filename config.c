@@ -144,7 +144,7 @@ static const struct setting rows[] = {
           "show a parent without a password the client's own"),
     POINTER("upstream", "h2c", MATCH, h2c, "",
             "servers without TLS that are spoken to in HTTP/2"),
-    POINTER("upstream", "http3", HTTP3, http3, "",
+    POINTER("upstream", "http3", HTTP3, http3_hosts, "",
             "servers tried in HTTP/3 first; auto: those that offer it"),
 
     INT("http2", streams, 256, 1, 10000,

@@ -204,9 +204,9 @@ struct config {
     struct env_ways env;
     struct parent_rule *rules; /* [parent NAME], in their order */
     size_t n_rules;
-    struct match *h2c;   /* plain hosts that are spoken to in HTTP/2 */
-    struct match *http3; /* hosts that are tried in HTTP/3 */
-    bool http3_auto;     /* and all that say by Alt-Svc that they speak it */
+    struct match *h2c;         /* plain hosts that are spoken to in HTTP/2 */
+    struct match *http3_hosts; /* hosts that are tried in HTTP/3 */
+    bool http3_auto; /* and all that say by Alt-Svc that they speak it */
 
     /* [http2] */
     int streams, streams_total, window_kib, session_kib, stall_s;

@@ -539,24 +539,25 @@ test_http3(void)
                                     "http3 = b.test:8443\n");
 
     ok(conf != NULL && conf->http3_auto, "http3: the word auto");
-    ok(conf != NULL && match_host(conf->http3, "x.a.test", 443) &&
-           match_host(conf->http3, "b.test", 8443) &&
-           !match_host(conf->http3, "auto", 443),
+    ok(conf != NULL && match_host(conf->http3_hosts, "x.a.test", 443) &&
+           match_host(conf->http3_hosts, "b.test", 8443) &&
+           !match_host(conf->http3_hosts, "auto", 443),
        "and hosts beside it");
     config_give(conf);
     write_ini("[upstream]\nhttp3 = auto, a.test\n");
     conf = read_set("t.ini", "upstream.http3=c.test");
     ok(conf != NULL && !conf->http3_auto &&
-           match_host(conf->http3, "c.test", 443) &&
-           !match_host(conf->http3, "a.test", 443),
+           match_host(conf->http3_hosts, "c.test", 443) &&
+           !match_host(conf->http3_hosts, "a.test", 443),
        "--set replaces both");
     config_give(conf);
     conf = read_set("t.ini", "upstream.http3=");
-    ok(conf != NULL && !conf->http3_auto && match_empty(conf->http3),
+    ok(conf != NULL && !conf->http3_auto && match_empty(conf->http3_hosts),
        "and can empty them");
     config_give(conf);
     conf = defaults();
-    ok(!conf->http3_auto && match_empty(conf->http3) && !conf->alt_svc_keep,
+    ok(!conf->http3_auto && match_empty(conf->http3_hosts) &&
+           !conf->alt_svc_keep,
        "nobody is tried by default, and Alt-Svc is stripped");
     config_give(conf);
 }
@@ -667,11 +668,12 @@ test_unknown(void)
                             "format, file");
     says("[intercepts]\nenable = no\n",
          "t.ini:2: [intercepts] enable: unknown section, did you mean "
-         "[intercept]? allowed: proxy, access, upstream, http2, tunnel, "
+         "[intercept]? allowed: proxy, access, upstream, http2, http3, tunnel, "
          "intercept, parent NAME, resolve, log");
-    says("[h9]\n\nstreams = 1\n",
-         "t.ini:3: [h9] streams: unknown section, allowed: proxy, access, "
-         "upstream, http2, tunnel, intercept, parent NAME, resolve, log");
+    says(
+        "[h9]\n\nstreams = 1\n",
+        "t.ini:3: [h9] streams: unknown section, allowed: proxy, access, "
+        "upstream, http2, http3, tunnel, intercept, parent NAME, resolve, log");
     says("workers = 1\n[proxy]\n",
          "t.ini:1: [] workers: before any section, "
          "allowed: proxy, access, upstream, "
@@ -835,10 +837,11 @@ test_set_mistakes(void)
     set_says("workers=1.5",
              "--set workers=1.5: not understood, allowed: section.key=value");
     set_says("", "--set : not understood, allowed: section.key=value");
-    set_says("proxi.workers=1",
-             "--set proxi.workers=1: [proxi] workers: unknown section, did you "
-             "mean [proxy]? allowed: proxy, access, upstream, http2, tunnel, "
-             "intercept, parent NAME, resolve, log");
+    set_says(
+        "proxi.workers=1",
+        "--set proxi.workers=1: [proxi] workers: unknown section, did you "
+        "mean [proxy]? allowed: proxy, access, upstream, http2, http3, tunnel, "
+        "intercept, parent NAME, resolve, log");
     set_says("proxy.worker=1", "--set proxy.worker=1: [proxy] worker: unknown "
                                "key, did you mean workers?");
     write_ini("[proxy]\nworkers = 0\n");
