@@ -675,6 +675,8 @@ struct hop {                       /* a parent on the way, for the log */
     int64_t connect_us, answer_us; /* -1: there was none */
 };
 
+enum { ALT_USED_MAX = HOST_MAX + 16 };
+
 struct upstream { /* a way to an origin; belongs to whoever took it */
     struct origin origin;
     struct parent *parent; /* that it leads through; NULL: none */
@@ -687,6 +689,7 @@ struct upstream { /* a way to an origin; belongs to whoever took it */
     struct session *session; /* whose stream it is (session.c) */
     struct http *http;       /* what to speak on; NULL: bare, TLS not begun */
     char addr[ADDR_MAX];     /* the peer's address */
+    char alt_used[ALT_USED_MAX]; /* where Alt-Svc led to; "": not by it */
     struct clock_marks took;
     bool reused;       /* carried an exchange before this one */
     bool plain_only;   /* HTTP/1 was all we offered: for an upgrade */
@@ -793,6 +796,8 @@ struct exchange {
     struct upstream *up;   /* a way that may serve, or NULL; afterwards one that
                               is idle (or raw: EXCHANGE_RAW), or NULL */
     int64_t begun_us;      /* when the request's head was complete */
+    /* its own */
+    bool alt_used; /* the request says so */
     /* for the log */
     struct origin origin;
     struct clock_marks took;
@@ -1500,9 +1505,18 @@ extern struct resolver dns_resolver; /* set before the first lookup */
 
 /* ---- dial.c: host and port -> connected socket --------------------------- */
 
+enum { DIAL_MAX = 8 }; /* addresses tried for one name */
 enum why dial(const struct client *, const char *host, uint16_t port,
               enum access, int *fd, char addr[ADDR_MAX], struct clock_marks *,
               struct fail *);
+enum why dial_watched(const struct client *, const char *host, uint16_t port,
+                      enum access, const struct watch *, int *fd,
+                      char addr[ADDR_MAX], struct clock_marks *, struct fail *);
+enum why dial_addresses(const struct client *, const char *host, uint16_t port,
+                        enum access, struct address[DIAL_MAX], size_t *n,
+                        struct clock_marks *, struct fail *);
+enum why dial_udp(const struct address *, int *fd, char addr[ADDR_MAX],
+                  struct fail *);
 void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 uint16_t address_port(const struct sockaddr_storage *);
@@ -1607,6 +1621,11 @@ void upstream_free(struct upstream *);  /* closes; NULL: nothing */
 bool upstream_has(const struct client *, const struct origin *);
 bool upstream_known(const struct client *, const struct origin *,
                     struct known *);
+/* Shall upstream_take() be asked, even if a bare way over TCP is at hand? */
+bool upstream_tries_quic(const struct client *, const struct origin *,
+                         struct span upgrade);
+void upstream_learn(const struct client *, const struct upstream *,
+                    struct head *); /* of an answer: its Alt-Svc */
 bool origin_same(const struct origin *, const struct origin *);
 /* Can this way serve that origin, as the settings are now? */
 bool upstream_fits(const struct client *, const struct upstream *,
@@ -1618,19 +1637,25 @@ void upstream_judge(const struct client *, struct upstream *,
 void upstream_note_request(struct client *, const struct head *);
 struct told *told_copy(const struct told *); /* the caller's to free() */
 
-/* ---- session.c: HTTP/2 connections that exchanges share ------------------ */
+/* ---- session.c: HTTP/2 and 3 connections that exchanges share ------------ */
 
 struct sessions;
 struct dialling;
-struct sessions *sessions_new(struct secure *);
+struct sessions *sessions_new(struct secure *, struct altsvcs *);
 void sessions_free(struct sessions *);
 void sessions_reap(struct sessions *);
 enum why session_start(struct sessions *, const struct client *,
                        struct upstream *, struct fail *);
+enum why session_start_quic(struct sessions *, const struct client *,
+                            struct upstream *, int fd, struct fail *);
+enum why session_ready(const struct upstream *, int64_t until, struct fail *);
+void session_failed(struct sessions *, const struct origin *,
+                    const struct fail *); /* in HTTP/3 */
 bool session_take(struct sessions *, const struct client *,
-                  const struct origin *, const struct parent *,
+                  const struct origin *, const struct parent *, enum version,
                   struct upstream *);
 bool session_extended(const struct upstream *);
+bool session_is_quic(const struct upstream *);
 struct dialling *sessions_turn(struct sessions *, const struct origin *,
                                const struct parent *, int64_t until);
 void sessions_turned(struct sessions *, struct dialling *);

@@ -677,7 +677,7 @@ test_unknown(void)
     says("workers = 1\n[proxy]\n",
          "t.ini:1: [] workers: before any section, "
          "allowed: proxy, access, upstream, "
-         "http2, tunnel, intercept, parent NAME, resolve, "
+         "http2, http3, tunnel, intercept, parent NAME, resolve, "
          "log");
 }
 
