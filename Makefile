@@ -15,12 +15,16 @@ LIBS      = gnutls libnghttp2 inih libngtcp2 libngtcp2_crypto_gnutls \
             libnghttp3
 
 # ---- packages: this is their one place ------------------------------------
+# NAME>=VERSION: an older one will not do (t/packages finds a newer).
 PKG_RUN   = gcc libc6-dev make pkgconf ca-certificates \
-            libgnutls28-dev libnghttp2-dev libinih-dev
+            libgnutls28-dev libnghttp2-dev libinih-dev libngtcp2-dev>=1.0 \
+            libngtcp2-crypto-gnutls-dev>=1.0 libnghttp3-dev>=1.0
 PKG_TEST  = $(PKG_RUN) perl libio-socket-ssl-perl curl openssl socat nginx \
             gnutls-bin chromium libnss3-tools util-linux iproute2 \
             squid-openssl tinyproxy dante-server nghttp2-proxy nghttp2-server \
-            nghttp2-client openssh-client openssh-server
+            nghttp2-client openssh-client openssh-server \
+            ngtcp2-client>=1.0 ngtcp2-server>=1.0 caddy firefox-esr
+PKG_BESIDE = curl>=8.1 libcurl4>=8.1
 PKG_FUZZ  = $(PKG_RUN) clang
 PKG_LINT  = $(PKG_RUN) clang-tidy cppcheck clang-format
 PKG_BENCH = $(PKG_RUN) perl squid-openssl haproxy tinyproxy mitmproxy nginx \
@@ -70,17 +74,7 @@ $(B)/fuzz-%: $(B)/t/fuzz/%.o $(ROOMS)
 	    $(LDLIBS_L)
 
 # ---- to run it, to try it ---------------------------------------------------
-# Installs those of the packages $(1) that are missing; asks nothing.
-need = @lack=; for p in $(1); do \
-	    [ "$$(dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null)" \
-	        = installed ] || lack="$$lack $$p"; \
-	done; \
-	[ -n "$$lack" ] || exit 0; \
-	echo "installing:$$lack"; \
-	root=; [ "$$(id -u)" = 0 ] || root=sudo; \
-	export DEBIAN_FRONTEND=noninteractive; \
-	$$root apt-get -y -q update && $$root env DEBIAN_FRONTEND=noninteractive \
-	    apt-get -y -q --no-install-recommends install $$lack
+need = @t/packages $(foreach p,$(1),'$(p)')
 
 run:
 	$(call need,$(PKG_RUN))
@@ -89,6 +83,7 @@ run:
 
 test:
 	$(call need,$(PKG_TEST))
+	@t/packages --beside $(B)/beside $(PKG_BESIDE:%='%')
 	@$(MAKE) --no-print-directory check
 
 check: $(B)/weir $(UNITS)

@@ -182,6 +182,10 @@ static const struct setting rows[] = {
         "longest quiet in a WebSocket or event stream, in seconds"),
     INT("tunnel", udp_associations, 64, 0, 100000,
         "SOCKS 5 clients that may send UDP at the same time"),
+    INT("tunnel", udp_tunnels, 128, 0, 100000,
+        "connect-udp tunnels that may be open at the same time"),
+    INT("tunnel", udp_idle_s, 120, 1, WEEK_S,
+        "longest quiet in a connect-udp tunnel, in seconds"),
     INT("tunnel", half_closed_s, 30, 1, WEEK_S,
         "longest quiet once one side has finished, in seconds"),
 

@@ -346,32 +346,6 @@ dial_addresses(const struct client *c, const char *host, uint16_t port,
 }
 
 /*
- * dial_udp - a socket that exchanges datagrams with one address alone.
- *
- * fd    the caller's on WHY_NONE; non-blocking
- * addr  the address in text
- *
- * That somebody is there is not known yet.  Returns WHY_NONE, WHY_UNREACHABLE,
- * WHY_SYS.
- */
-enum why
-dial_udp(const struct address *a, int *fd, char addr[ADDR_MAX], struct fail *f)
-{
-    int type = SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
-
-    address_text((const struct sockaddr *)&a->at, addr);
-    *fd = socket(a->at.ss_family, type, 0);
-    if (*fd < 0)
-        return fail_sys(f, SIDE_WEIR, "open a UDP socket", errno);
-    if (connect(*fd, (const struct sockaddr *)&a->at, a->len) == 0)
-        return WHY_NONE;
-    fail_sys(f, SIDE_ORIGIN, "connect", errno);
-    close(*fd);
-    *fd = -1;
-    return f->why;
-}
-
-/*
  * dial_watched - a connected, blocking socket to host:port.
  *
  * host   name or address in text, no brackets
@@ -418,4 +392,72 @@ dial(const struct client *c, const char *host, uint16_t port, enum access what,
      int *fd, char addr[ADDR_MAX], struct clock_marks *took, struct fail *f)
 {
     return dial_watched(c, host, port, what, NULL, fd, addr, took, f);
+}
+
+/* RFC 9298 section 3.1, RFC 9000 section 14: packets are never fragmented on
+ * their way. */
+static void
+forbid_fragments(int fd, int family)
+{
+    int how = IP_PMTUDISC_DO;
+
+    if (family == AF_INET6)
+        (void)setsockopt(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, &how, sizeof how);
+    else
+        (void)setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &how, sizeof how);
+}
+
+/*
+ * dial_udp_at - a UDP socket, connected to an address, that does not block.
+ *
+ * fd    the caller's on WHY_NONE
+ * addr  the address in text
+ *
+ * Nothing is sent, so that nobody knows whether the target is there.  Returns
+ * WHY_NONE, WHY_UNREACHABLE, WHY_SYS.
+ */
+enum why
+dial_udp_at(const struct address *a, int *fd, char addr[ADDR_MAX],
+            struct fail *f)
+{
+    int family = a->at.ss_family;
+
+    address_text((const struct sockaddr *)&a->at, addr);
+    *fd = socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (*fd >= 0 &&
+        connect(*fd, (const struct sockaddr *)&a->at, a->len) == 0) {
+        forbid_fragments(*fd, family);
+        return WHY_NONE;
+    }
+    fail_sys(f, SIDE_ORIGIN, "connect", errno);
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+    return f->why;
+}
+
+/*
+ * dial_udp - a UDP socket, connected to host:port, that does not block.
+ *
+ * Arguments and answers are those of dial().  The first address with a route is
+ * taken.
+ * Thread: any.  Blocks: dns_s.
+ */
+enum why
+dial_udp(const struct client *c, const char *host, uint16_t port,
+         enum access what, int *fd, char addr[ADDR_MAX],
+         struct clock_marks *took, struct fail *f)
+{
+    struct address a[DIAL_MAX];
+    size_t n;
+    enum why why = dial_addresses(c, host, port, what, a, &n, took, f);
+
+    if (why != WHY_NONE)
+        return why;
+    for (size_t i = 0; i < n; i++) {
+        *f = (struct fail){0}; /* of the address before this one */
+        if ((why = dial_udp_at(&a[i], fd, addr, f)) == WHY_NONE)
+            break;
+    }
+    return why;
 }

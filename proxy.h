@@ -219,7 +219,7 @@ struct config {
 
     /* [tunnel] */
     int stream_idle_s, half_closed_s;
-    int udp_associations;
+    int udp_associations, udp_tunnels, udp_idle_s;
 
     /* [intercept] */
     bool intercept;
@@ -721,8 +721,9 @@ struct weir { /* what all connections share; one, made by proxy.c */
     atomic_int n_fibers;   /* streams that are served by fibers */
     atomic_bool trim;      /* much memory may have come free */
     atomic_int n_udp;      /* UDP associations */
-    atomic_bool draining;  /* finish what is in flight, start nothing */
-    atomic_bool stopping;  /* grace is over: end everything now */
+    atomic_int n_udp_tunnels;
+    atomic_bool draining; /* finish what is in flight, start nothing */
+    atomic_bool stopping; /* grace is over: end everything now */
 };
 
 enum { VIA_MAX = 256, PROXY_AUTH_MAX = 1024 };
@@ -835,6 +836,7 @@ enum conn_state {
     ST_LINGER,
     ST_SOCKS,
     ST_UDP,
+    ST_MASQUE,
     ST_CLOSE,
     ST_PARKED, /* the accept thread has it; conn_run() goes on when it wakes */
     ST_DONE,
@@ -1426,6 +1428,35 @@ size_t socks_put_datagram(char out[22], const struct sockaddr *from);
 enum why socks_ask(struct end *, const struct origin *, const struct parent *,
                    bool *spoke, struct fail *); /* as a client */
 
+/* ---- capsule.c: the capsule protocol --------------------------------------
+ */
+
+enum {
+    VARINT_MAX = 8,    /* bytes of an integer (RFC 9000 section 16) */
+    CAPSULE_HEAD = 16, /* bytes of a type and a length */
+    CAPSULE_DATAGRAM = 0,
+    UDP_MAX = 65527,                    /* bytes of content in a UDP packet */
+    CAPSULE_MAX = UDP_MAX + VARINT_MAX, /* with its context in front */
+};
+
+struct capsules { /* a stream of them, being read */
+    char head[CAPSULE_HEAD];
+    size_t n_head;         /* of a type and length that are not complete */
+    bool inside;           /* behind them */
+    bool skip;             /* too long: its first bytes were handed out */
+    uint64_t type, length; /* of the capsule that is coming */
+    uint64_t left;         /* bytes of its value still to come */
+    char *value;           /* of a datagram that comes in pieces */
+    size_t n_value;
+};
+size_t varint_parse(const char *raw, size_t len, uint64_t *n); /* 0: more */
+size_t varint_put(char out[VARINT_MAX], uint64_t n);
+enum why capsule_parse(struct capsules *, const char *raw, size_t len,
+                       size_t *used, struct span *value);
+bool capsule_between(const struct capsules *); /* may the stream end here? */
+size_t capsule_put_datagram(char out[CAPSULE_HEAD], size_t len);
+void capsules_clear(struct capsules *);
+
 /* ---- udp.c: the UDP associations of SOCKS 5 ------------------------------ */
 
 struct udp_result { /* bytes */
@@ -1433,6 +1464,17 @@ struct udp_result { /* bytes */
 };
 enum why udp_relay(const struct client *, struct end *control,
                    const struct socks *, struct udp_result *, struct fail *);
+
+/* ---- masque.c: UDP through HTTP (connect-udp) -----------------------------
+ */
+
+struct masque; /* a tunnel for datagrams */
+bool masque_wanted(const struct client *, struct head *req); /* by this? */
+bool masque_target(struct span path, char host[HOST_MAX + 1], uint16_t *port);
+struct masque *masque_open(struct client *, struct head *req, struct fail *);
+void masque_free(struct masque *);
+enum why masque_answer(struct http *down, struct head *res, struct fail *);
+void masque_run(struct masque *, struct worker *, struct tunnel_side client);
 
 /* ---- ca.c: our certificate authority, on disk ---------------------------- */
 
@@ -1515,8 +1557,11 @@ enum why dial_watched(const struct client *, const char *host, uint16_t port,
 enum why dial_addresses(const struct client *, const char *host, uint16_t port,
                         enum access, struct address[DIAL_MAX], size_t *n,
                         struct clock_marks *, struct fail *);
-enum why dial_udp(const struct address *, int *fd, char addr[ADDR_MAX],
-                  struct fail *);
+enum why dial_udp_at(const struct address *, int *fd, char addr[ADDR_MAX],
+                     struct fail *);
+enum why dial_udp(const struct client *, const char *host, uint16_t port,
+                  enum access, int *fd, char addr[ADDR_MAX],
+                  struct clock_marks *, struct fail *);
 void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 uint16_t address_port(const struct sockaddr_storage *);
@@ -1665,6 +1710,9 @@ void sessions_turned(struct sessions *, struct dialling *);
 void tunnel_run(struct worker *, const struct weir *, struct tunnel_side client,
                 struct tunnel_side server, int idle_ms, int half_closed_ms,
                 struct tunnel_result *);
+enum why side_write(struct tunnel_side *, struct iovec *, int n, struct fail *);
+enum why side_finish(struct tunnel_side *, struct fail *);
+void side_cut(struct tunnel_side *); /* the peer sees that bytes are missing */
 void tunnel_log(const struct client *, const struct upstream *,
                 const struct tunnel_result *, int64_t from_us);
 

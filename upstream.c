@@ -569,7 +569,7 @@ try_next(struct quic_try *t)
     if (up == NULL)
         return fail_own(&t->fail, SIDE_WEIR, WHY_BUSY, "out of memory");
     note_alternative(up, t->at);
-    if (dial_udp(a, &fd, up->addr, &t->fail) == WHY_NONE &&
+    if (dial_udp_at(a, &fd, up->addr, &t->fail) == WHY_NONE &&
         session_start_quic(c->weir->upstreams->sessions, c, up, fd, &t->fail) ==
             WHY_NONE) {
         t->up = up;
