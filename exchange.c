@@ -341,20 +341,35 @@ binds_connection(const struct head *h, const char *name)
     return false;
 }
 
+/* Would another way to this origin lead around us?  A client follows what an
+ * origin said by TLS alone (RFC 7838 section 2.1). */
+static bool
+hides_alternatives(const struct exchange *x)
+{
+    return !x->client->conf->alt_svc_keep &&
+           (x->client->inside != NULL || x->origin.tls);
+}
+
 /* The way that came with x if it serves, else another. */
 static enum why
 take_way(struct exchange *x, bool fresh)
 {
     /* New settings may lead somewhere else by the same name. */
-    if (x->up != NULL && x->up->serial != x->client->conf->serial)
-        fresh = true;
+    bool stale =
+        fresh || (x->up != NULL && x->up->serial != x->client->conf->serial);
+
     if (x->up != NULL &&
-        (fresh || !upstream_fits(x->client, x->up, &x->origin) ||
+        (stale || !upstream_fits(x->client, x->up, &x->origin) ||
          !upstream_alive(x->up) || !upstream_serves(x->up, x->req->upgrade))) {
-        if (fresh || upstream_fits(x->client, x->up, &x->origin))
+        if (stale || upstream_fits(x->client, x->up, &x->origin))
             upstream_free(x->up);
         else
             upstream_give(x->client, x->up);
+        x->up = NULL;
+    }
+    if (x->up != NULL && x->up->http == NULL &&
+        upstream_tries_quic(x->client, &x->origin, x->req->upgrade)) {
+        upstream_give(x->client, x->up);
         x->up = NULL;
     }
     if (x->up == NULL) {
@@ -384,14 +399,30 @@ take_way(struct exchange *x, bool fresh)
     return WHY_NONE;
 }
 
+/* RFC 7838 section 5: an origin that was found by its Alt-Svc is told so.  What
+ * the client says of its own way holds only where it was told of others. */
+static bool
+say_alternative(struct exchange *x)
+{
+    const char *alt = x->up->alt_used;
+
+    if (alt[0] != '\0' || x->alt_used || hides_alternatives(x))
+        head_remove(x->req, "Alt-Used");
+    x->alt_used = alt[0] != '\0';
+    return !x->alt_used || head_add(x->req, span_of("Alt-Used"), span_of(alt));
+}
+
 /* The head, and with it the content if all of it is at hand; *in_hand keeps
  * that for a second try.  Otherwise the twin is sent after the content. */
 static enum why
 send_request(struct exchange *x, struct upload *u, struct span *in_hand)
 {
     struct http *up = x->up->http, *down = x->down;
-    enum why why = up->ops->write_head(up, x->req, &x->fail);
+    enum why why;
 
+    if (!say_alternative(x))
+        return fail_own(&x->fail, SIDE_WEIR, WHY_BUSY, "out of memory");
+    why = up->ops->write_head(up, x->req, &x->fail);
     if (why == WHY_NONE && in_hand->len == 0 && !u->started &&
         !down->ops->complete(down) && down->ops->pending(down)) {
         why = down->ops->read_body(down, in_hand, &x->fail);
@@ -440,6 +471,10 @@ read_answer(struct exchange *x, struct upload *u)
     up->idle_ms = 0;
     if (why == WHY_EOF)
         fail_own(&x->fail, SIDE_ORIGIN, WHY_EOF, "read answer");
+    if (why == WHY_NONE)
+        upstream_learn(x->client, x->up, x->res);
+    if (why == WHY_NONE && hides_alternatives(x))
+        head_remove(x->res, "Alt-Svc");
     return why;
 }
 
