@@ -49,6 +49,8 @@ enum {
     NEAR_RTT_MS = 10,      /* what to assume of a client, before it is known */
     FAR_RTT_MS = 60,       /* and of an origin */
     GRAM_MAX = 1500,       /* bytes of a datagram with its stream's number */
+    SETTINGS_MAX = 256,    /* bytes of an origin's first frame */
+    SETTING_CONNECT = 8,   /* RFC 9220 section 3 */
 };
 
 struct chunk { /* content that the library has, until it is acknowledged */
@@ -90,6 +92,10 @@ struct h3 {
     char *buf; /* client role: READ_MAX bytes of datagrams */
     char gram[GRAM_MAX];
     struct stream *gram_to; /* who got the last one */
+    char
+        settings[SETTINGS_MAX]; /* client role: how the control stream begins */
+    size_t n_settings;
+    bool takes_connect; /* what they say */
     struct calm calm;
     int64_t now, tick_at, idle_from, control_id;
     bool said_goodbye, shut, kept_alive, peer_grams;
@@ -615,7 +621,7 @@ on_settings(nghttp3_conn *ng, const nghttp3_settings *settings, void *arg)
     h->peer_grams = settings->h3_datagram;
     pthread_mutex_lock(&h->hub.lock);
     h->settings_seen = true;
-    h->extended = settings->enable_connect_protocol;
+    h->extended = settings->enable_connect_protocol || h->takes_connect;
     pthread_cond_broadcast(&h->settled);
     pthread_mutex_unlock(&h->hub.lock);
     return 0;
@@ -986,6 +992,45 @@ is_calm(struct h3 *h, int64_t id, const uint8_t *at, size_t len)
                                         "too much on the control stream") == 0;
 }
 
+/* Is this setting in the frame that the control stream begins with (RFC 9114
+ * section 6.2.1)?  False as long as the frame is not whole. */
+static bool
+settings_have(const char *at, size_t len, uint64_t wanted)
+{
+    uint64_t head[3], pair[2]; /* stream type, frame type, length */
+    size_t n;
+
+    for (int i = 0; i < 3; i++, at += n, len -= n)
+        if ((n = varint_parse(at, len, &head[i])) == 0)
+            return false;
+    if (head[1] != 4 || head[2] > len)
+        return false;
+    len = (size_t)head[2];
+    while (len > 0) {
+        for (int i = 0; i < 2; i++, at += n, len -= n)
+            if ((n = varint_parse(at, len, &pair[i])) == 0)
+                return false;
+        if (pair[0] == wanted)
+            return pair[1] == 1;
+    }
+    return false;
+}
+
+/* The library keeps to itself that an origin takes extended CONNECT: only a
+ * server has to be told, it holds.  So look at the bytes. */
+static void
+peek_settings(struct h3 *h, int64_t id, const void *at, size_t len)
+{
+    size_t room = SETTINGS_MAX - h->n_settings;
+
+    if (h->side != SIDE_ORIGIN || id != h->control_id || room == 0)
+        return;
+    memcpy(h->settings + h->n_settings, at, len < room ? len : room);
+    h->n_settings += len < room ? len : room;
+    h->takes_connect =
+        settings_have(h->settings, h->n_settings, SETTING_CONNECT);
+}
+
 static bool
 quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
 {
@@ -994,6 +1039,7 @@ quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
 
     if (!is_calm(h, id, at, len))
         return false;
+    peek_settings(h, id, at, len);
     h->useful = false;
     n = nghttp3_conn_read_stream(h->ng, id, at, len, fin);
     if (n < 0)
