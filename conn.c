@@ -547,7 +547,7 @@ conn_request(struct conn *c)
     }
     if (c->req.method_id == METHOD_CONNECT)
         return request_connect(c);
-    return ST_EXCHANGE;
+    return masque_wanted(&c->client, &c->req) ? ST_MASQUE : ST_EXCHANGE;
 }
 
 /* No complete request yet: wait a moment, then park. */
@@ -665,6 +665,28 @@ conn_udp(struct conn *c)
     log_fail(&l, &f);
     log_send(&l);
     return ST_CLOSE;
+}
+
+/* Datagrams behind an Upgrade, for as long as the connection stands. */
+static enum conn_state
+conn_masque(struct conn *c)
+{
+    struct fail f = {0};
+    struct masque *m = masque_open(&c->client, &c->req, &f);
+
+    if (m == NULL)
+        return refuse(c, &f);
+    c->spoke = c->client.tls ? "tls+connect-udp" : "connect-udp";
+    c->client.n_exchanges++;
+    c->cut = true; /* it is finished, or cut, when the tunnel is over */
+    if (masque_answer(&c->h1.http, &c->res, &f) == WHY_NONE) {
+        head_clear(&c->req);
+        head_clear(&c->res);
+        masque_run(m, c->worker,
+                   (struct tunnel_side){.end = h1_take_raw(&c->h1)});
+    }
+    masque_free(m);
+    return goodbye(c, &f);
 }
 
 /* One SOCKS conversation, up to its request. */
@@ -965,6 +987,7 @@ static const struct step {
     [ST_LINGER] = {"linger", conn_linger},          /* for more, or park */
     [ST_SOCKS] = {"socks", conn_socks},             /* up to its request */
     [ST_UDP] = {"udp", conn_udp},                   /* datagrams, to the end */
+    [ST_MASQUE] = {"masque", conn_masque},          /* the same, by capsules */
     [ST_CLOSE] = {"close", conn_close},             /* the only way to DONE */
 };
 

@@ -298,6 +298,33 @@ addresses_judge(const struct client *c, const char *host, uint16_t port,
     return kept > 0 ? WHY_NONE : access_denied(c, host, port, rule, f);
 }
 
+/* The addresses of host:port that may be reached, in the order to be tried. */
+static enum why
+find(const struct client *c, const char *host, uint16_t port, enum access what,
+     struct address a[RACE_MAX], size_t *n, struct clock_marks *took,
+     struct fail *f)
+{
+    const char *name = host;
+    uint16_t name_port = port;
+    int64_t from = now_us();
+    enum why why;
+
+    dial_override(c->conf, &host, &port);
+    why = dns_lookup(host, port, c->conf->dns_s * 1000, a, RACE_MAX, n, f);
+    took->dns_us = now_us() - from;
+    if (why != WHY_NONE)
+        return why;
+    for (size_t i = 0; i < *n; i++)
+        if (address_is_ours(c, &a[i]))
+            return fail_own(f, SIDE_WEIR, WHY_LOOP, "connect to ourselves");
+    if (what != ACCESS_GRANTED &&
+        (why = addresses_judge(c, name, name_port, what, a, n, f)) != WHY_NONE)
+        return why;
+    if (*n > 1)
+        interleave(a, *n);
+    return WHY_NONE;
+}
+
 /*
  * dial - a connected, blocking socket to host:port.
  *
@@ -317,26 +344,13 @@ dial(const struct client *c, const char *host, uint16_t port, enum access what,
      int *fd, char addr[ADDR_MAX], struct clock_marks *took, struct fail *f)
 {
     struct address a[RACE_MAX];
-    const char *name = host;
-    uint16_t name_port = port;
     size_t n, index = 0;
-    int64_t from = now_us(), resolved;
-    enum why why;
+    int64_t resolved;
+    enum why why = find(c, host, port, what, a, &n, took, f);
 
-    dial_override(c->conf, &host, &port);
-    why = dns_lookup(host, port, c->conf->dns_s * 1000, a, RACE_MAX, &n, f);
-    resolved = now_us();
-    took->dns_us = resolved - from;
     if (why != WHY_NONE)
         return why;
-    for (size_t i = 0; i < n; i++)
-        if (address_is_ours(c, &a[i]))
-            return fail_own(f, SIDE_WEIR, WHY_LOOP, "connect to ourselves");
-    if (what != ACCESS_GRANTED &&
-        (why = addresses_judge(c, name, name_port, what, a, &n, f)) != WHY_NONE)
-        return why;
-    if (n > 1)
-        interleave(a, n);
+    resolved = now_us();
     address_text((struct sockaddr *)&a[0].at, addr);
     why = race_run(c, a, n, fd, &index, f);
     took->connect_us = now_us() - resolved;
@@ -349,4 +363,53 @@ dial(const struct client *c, const char *host, uint16_t port, enum access what,
         *fd = -1;
     }
     return why;
+}
+
+/* RFC 9298 section 3.1: packets are never fragmented on their way. */
+static void
+forbid_fragments(int fd, int family)
+{
+    int how = IP_PMTUDISC_DO;
+
+    if (family == AF_INET6)
+        (void)setsockopt(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, &how, sizeof how);
+    else
+        (void)setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &how, sizeof how);
+}
+
+/*
+ * dial_udp - a UDP socket, connected to host:port, that does not block.
+ *
+ * Arguments and answers are those of dial().  Nothing is sent, so that nobody
+ * knows whether the target is there: the first address with a route is taken.
+ * Thread: any.  Blocks: dns_s.
+ */
+enum why
+dial_udp(const struct client *c, const char *host, uint16_t port,
+         enum access what, int *fd, char addr[ADDR_MAX],
+         struct clock_marks *took, struct fail *f)
+{
+    struct address a[RACE_MAX];
+    size_t n;
+    int error = 0;
+    enum why why = find(c, host, port, what, a, &n, took, f);
+
+    if (why != WHY_NONE)
+        return why;
+    for (size_t i = 0; i < n; i++) {
+        int family = a[i].at.ss_family;
+
+        *fd = socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+        address_text((struct sockaddr *)&a[i].at, addr);
+        if (*fd >= 0 &&
+            connect(*fd, (struct sockaddr *)&a[i].at, a[i].len) == 0) {
+            forbid_fragments(*fd, family);
+            return WHY_NONE;
+        }
+        error = errno;
+        if (*fd >= 0)
+            close(*fd);
+        *fd = -1;
+    }
+    return fail_sys(f, SIDE_ORIGIN, "connect", error);
 }

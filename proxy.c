@@ -435,6 +435,7 @@ say_restart(const struct config *now, const struct config *next)
     } keys[] = {
         {"proxy.listen", same_listen(now, next)},
         {"proxy.via", strcmp(now->via, next->via) == 0},
+        {"proxy.http3", now->http3 == next->http3},
         {"proxy.workers", now->workers == next->workers},
         {"proxy.exchanges", now->exchanges == next->exchanges},
         {"proxy.queue", now->queue == next->queue},

@@ -13,6 +13,7 @@
 #ifndef PROXY_H
 #define PROXY_H
 
+#include <netinet/in.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -209,9 +210,14 @@ struct config {
     int streams, streams_total, window_kib, session_kib, stall_s;
     int resets, settings, pings, empty_frames, priorities, updates;
 
+    /* [http3] */
+    bool http3; /* [proxy] http3 */
+    int quic_connections, quic_half_open, quic_idle_s;
+    enum retry_mode { RETRY_AUTO, RETRY_ALWAYS, RETRY_NEVER } retry;
+
     /* [tunnel] */
     int stream_idle_s, half_closed_s;
-    int udp_associations;
+    int udp_associations, udp_tunnels, udp_idle_s;
 
     /* [intercept] */
     bool intercept;
@@ -498,11 +504,24 @@ struct hub {
     int wake_fd; /* an eventfd that the owner polls */
     /* needs lock */
     bool asleep; /* the owner polls, or is about to: it has to be woken */
+    bool nudged; /* something else than a call came for him */
     bool over;   /* nobody serves the streams any more */
     struct stream *calls, *last_call; /* who wants something of the owner */
     size_t n_live;                    /* streams whose user is not through */
     size_t owed;                      /* bytes read, no credit given yet */
     pthread_cond_t left;              /* n_live is 0 */
+    /* HTTP/3: datagrams on their way out, each behind a struct gram_head */
+    struct store grams;
+    size_t gram_max; /* the largest that fits; 0: the peer takes none */
+    uint64_t n_grams_lost;
+};
+
+/* Whom a stream's datagrams go to (RFC 9297 section 2.1): the payload of each,
+ * its context identifier included.  Called by the session's owner: not to wait
+ * in. */
+struct hearer {
+    void (*hear)(void *arg, const void *at, size_t len);
+    void *arg;
 };
 
 struct stream {
@@ -537,6 +556,10 @@ struct stream {
     bool aborted, done; /* by its user; done: he is through with it */
     enum why abort_why;
     int n_refs; /* the user, the owner */
+    /* needs gram_lock */
+    pthread_mutex_t gram_lock;
+    struct hearer hearer; /* hear NULL: nobody yet */
+    struct store unheard; /* datagrams that came before he did */
     /* the reader's */
     struct store taken; /* handed out by read_body */
     bool saw_end;
@@ -558,6 +581,59 @@ struct stream {
 };
 
 struct h2; /* one HTTP/2 session (h2.c) */
+struct h3; /* one HTTP/3 session (h3.c) */
+
+/* ---- QUIC ---------------------------------------------------------------- */
+
+struct leaf; /* a certificate of ours (leaf.c) */
+struct quic; /* one QUIC connection (quic.c) */
+
+union quic_address {
+    struct sockaddr sa;
+    struct sockaddr_in in;
+    struct sockaddr_in6 in6;
+};
+
+struct quic_path { /* which way a datagram came, or shall go */
+    union quic_address local, remote;
+};
+
+enum { QUIC_CID_MAX = 20, QUIC_TOKEN_MAX = 256 };
+
+struct quic_cid {
+    size_t len;
+    uint8_t at[QUIC_CID_MAX];
+};
+
+/* What a server's connection begins with: the client's first datagram. */
+struct quic_birth {
+    uint32_t version;
+    struct quic_path path;
+    struct quic_cid client; /* how the client calls itself */
+    struct quic_cid first;  /* how it calls us in this datagram */
+    struct quic_cid odcid;  /* and did before a Retry; len 0: there was none */
+    uint8_t token[QUIC_TOKEN_MAX]; /* of this datagram, if it proves anything */
+    size_t token_len;
+    bool retried; /* token is that of a Retry, not of a former connection */
+};
+
+/* A connection as the datagrams know it (demux.c): what came for it and was
+ * not read yet, and the identifiers that lead there. */
+struct wire;
+struct demux; /* datagrams to connections, whatever brings them */
+
+struct demux_user { /* whoever has the datagrams */
+    struct weir *weir;
+    /* Send len bytes as datagrams of `segment` bytes, the last one shorter.
+     * Any thread, several at once. */
+    void (*send)(void *arg, const struct quic_path *, const void *at,
+                 size_t len, size_t segment);
+    void (*gone)(void *arg); /* the last one who could send has left; or NULL */
+    void *arg;
+    /* Inside a tunnel: who asks, and for whom it is; else NULL.  Copied. */
+    const struct client *from;
+    const struct origin *inside;
+};
 
 enum calm_kind { /* frames that cost us and ask for nothing (calm.c) */
     CALM_RESETS,
@@ -660,8 +736,9 @@ struct weir { /* what all connections share; one, made by proxy.c */
     atomic_int n_fibers;   /* streams that are served by fibers */
     atomic_bool trim;      /* much memory may have come free */
     atomic_int n_udp;      /* UDP associations */
-    atomic_bool draining;  /* finish what is in flight, start nothing */
-    atomic_bool stopping;  /* grace is over: end everything now */
+    atomic_int n_udp_tunnels;
+    atomic_bool draining; /* finish what is in flight, start nothing */
+    atomic_bool stopping; /* grace is over: end everything now */
 };
 
 enum { VIA_MAX = 256, PROXY_AUTH_MAX = 1024 };
@@ -681,6 +758,7 @@ struct client { /* who asks: all that an exchange needs of its connection */
     bool tls;                    /* what it spoke to us */
     const struct origin *inside; /* the known target; NULL: a proxy request */
     bool own_name; /* TLS for our own name: origin-form means our pages */
+    bool any_port; /* inside came by its name alone: requests say the port */
     struct sockaddr_storage from; /* its address; family 0: not known */
     const char *denied;           /* the rule of conf against it; NULL: none */
     struct told *told;            /* of its last proxy request; NULL: nothing */
@@ -767,10 +845,12 @@ enum conn_state {
     ST_DIAL,
     ST_EXCHANGE,
     ST_SESSION,
+    ST_QUIC,
     ST_TUNNEL,
     ST_LINGER,
     ST_SOCKS,
     ST_UDP,
+    ST_MASQUE,
     ST_CLOSE,
     ST_PARKED, /* the accept thread has it; conn_run() goes on when it wakes */
     ST_DONE,
@@ -794,6 +874,9 @@ struct conn {
     bool cut;               /* close without a clean end */
     struct upstream *up;    /* kept for the next exchange, or for the tunnel */
     struct h2 *h2;          /* NULL: it speaks HTTP/1 */
+    struct wire *wire;      /* QUIC: it has no end */
+    struct h3 *h3;          /* NULL: it has not begun, or there is no wire */
+    int wake_fd;            /* h3's: readable when h3 has to be run again */
     int tunnel_idle_ms;
     struct tunnel_result tunnel;
     int64_t began_us;
@@ -817,7 +900,9 @@ struct listeners *listeners_new(struct weir *, const struct config *, char *err,
 bool listeners_start(struct listeners *, char *err, size_t cap);
 void listeners_serve(void *conn, struct worker *); /* the pool's serve() */
 bool listeners_adopt(struct listeners *, struct conn *); /* false: no room */
-void listeners_retime(struct listeners *, int idle_ms);  /* after a reload */
+/* The same, counted as a client's own; false: it has too many. */
+bool listeners_welcome(struct listeners *, struct conn *);
+void listeners_retime(struct listeners *, int idle_ms); /* after a reload */
 void listeners_address(const struct listeners *, size_t i, char *out,
                        size_t cap); /* as bound, e.g. "127.0.0.1:8080" */
 size_t listeners_count(const struct listeners *);
@@ -845,6 +930,50 @@ struct config_key { /* what a key is, for tests and manuals */
     const char *what;   /* one line */
 };
 const struct config_key *config_key(size_t i); /* NULL: there is no i-th */
+
+/* ---- value.c: one value of a setting, into its field --------------------- */
+
+enum { WRONG_MAX = 512 }; /* "what is wrong, what is allowed" */
+
+enum setting_kind {
+    KIND_INT,      /* int: a whole number from min to max */
+    KIND_BOOL,     /* bool */
+    KIND_WORD,     /* enum or bool: the index of one of the words */
+    KIND_TOKEN,    /* char[]: RFC 9110 section 5.6.2, or empty */
+    KIND_PATH,     /* char *: NULL if empty */
+    KIND_FILE,     /* the same, and it can be read */
+    KIND_LISTEN,   /* list of struct listener_conf */
+    KIND_USERS,    /* list of struct user_conf; secret */
+    KIND_NAMES,    /* list of char *: names and addresses, no ports */
+    KIND_MATCH,    /* struct match * */
+    KIND_RESOLVE,  /* list of struct resolve_conf; the key is any name */
+    KIND_NO_PROXY, /* struct match *, read as curl does */
+    KIND_WAYS,     /* struct ways; secret */
+    KIND_URL,      /* [parent NAME] url: struct ways of a rule; secret */
+    KIND_HOSTS,    /* [parent NAME] hosts: struct match * of a rule */
+};
+
+struct setting { /* one row of config.c's table */
+    struct config_key key;
+    enum setting_kind kind;
+    size_t at, size;   /* the field in struct config; size: of a list's item */
+    size_t n_at;       /* lists: the field that counts them */
+    int min, max;      /* KIND_INT */
+    const char *words; /* KIND_WORD: "error|warning", in the enum's order */
+};
+
+struct given { /* one `key = value`, wherever it stands */
+    struct config *conf;
+    const struct setting *row;
+    const char *section, *name, *value;
+    bool by_set; /* on the command line, where a later one wins */
+    char wrong[WRONG_MAX];
+};
+
+bool value_set(struct given *); /* false: wrong says why */
+void value_clear(struct config *, const struct setting *);
+bool value_adds(const struct setting *); /* may it be given again? */
+bool user_home(char *out, size_t cap);
 
 /* ---- match.c: lists of hosts --------------------------------------------- */
 
@@ -889,6 +1018,9 @@ void conn_free(struct conn *);
 /* A CONNECT's target that a stream leads to; the other end of fd is pumped. */
 struct conn *conn_new_inside(const struct client *, int fd,
                              const struct origin *, struct upstream *);
+/* A QUIC connection; from and inside as in struct demux_user. */
+struct conn *conn_new_quic(struct weir *, struct wire *,
+                           const struct client *from, const struct origin *);
 /* May what follows a CONNECT to o be looked into? */
 enum why connect_route(struct client *, struct head *req, struct origin *,
                        struct fail *); /* where a CONNECT leads */
@@ -1019,7 +1151,8 @@ struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
 struct section { /* one that is being received */
     struct head head;
     struct span method, scheme, authority, path, protocol, status;
-    size_t bytes; /* as RFC 9113 section 6.5.2 counts */
+    enum version version; /* HTTP_2, unless its user sets another */
+    size_t bytes;         /* as RFC 9113 section 6.5.2 counts */
     size_t max_bytes, max_fields;
     bool over;   /* a ceiling was met: fields are dropped */
     bool failed; /* no memory */
@@ -1048,6 +1181,7 @@ void fibers_clear(struct fibers *);
 void fibers_rest(struct fibers *); /* gives back what is kept */
 bool fibers_start(struct fibers *, void (*run)(void *), void *arg);
 bool fibers_run(struct fibers *); /* those that were woken */
+void fibers_poll_us(struct fibers *, struct pollfd *own, size_t n, int64_t us);
 void fibers_poll(struct fibers *, struct pollfd *own, size_t n, int ms);
 bool fiber_here(void); /* is this a fiber? */
 struct fiber *fiber_self(void);
@@ -1063,6 +1197,7 @@ struct stream *hub_call(struct hub *); /* the next who calls; NULL: nobody */
 void hub_wake(struct hub *);           /* needs hub->lock */
 bool hub_sleep(struct hub *);          /* false: somebody calls, look again */
 void hub_awake(struct hub *);
+void hub_nudge(struct hub *);     /* any thread: look again, it is no call */
 void hub_over(struct hub *);      /* every stream is broken */
 bool hub_over_idle(struct hub *); /* the same, if nobody uses one */
 bool hub_wait_left(struct hub *); /* false: somebody calls */
@@ -1075,6 +1210,7 @@ void stream_give(struct stream *); /* the user is through with it */
 void stream_drop(struct stream *); /* the owner is */
 bool stream_put_head(struct stream *, struct head *); /* takes what is in it */
 bool stream_put_data(struct stream *, const void *, size_t len);
+void stream_put_gram(struct stream *, const void *, size_t len);
 void stream_put_end(struct stream *, struct head *tail); /* tail may be NULL */
 void stream_break(struct stream *, enum why, const char *op, int code,
                   const char *(*text)(int));
@@ -1082,6 +1218,17 @@ void stream_deafen(struct stream *);
 void stream_tell(struct stream *);     /* needs hub->lock */
 size_t stream_unread(struct stream *); /* no credit was given for it */
 
+/* Datagrams of a stream, HTTP/3 alone; the user's, any thread.  They are lost
+ * (false) where they do not fit or too many wait. */
+struct gram_head { /* of one that waits in hub->grams */
+    int64_t stream;
+    size_t len;
+};
+bool stream_say(struct stream *, const void *, size_t len);
+size_t stream_say_max(struct stream *); /* 0: the peer takes none */
+/* From now on, what came before included; hear NULL: nobody, and on return
+ * nobody is being called. */
+void stream_hear(struct stream *, struct hearer);
 /* ---- calm.c: how much useless work a peer may make ----------------------- */
 
 void calm_init(struct calm *, const struct config *, int64_t now);
@@ -1111,6 +1258,153 @@ uint64_t h2_served(const struct h2 *); /* streams that have been */
 struct stream *h2_open(struct h2 *, bool *used);
 int h2_extended(struct h2 *, int64_t until); /* 1: yes, 0: no, -1: over */
 void h2_stop(struct h2 *);                   /* end it, from any thread */
+
+/* ---- quic.c: one QUIC connection, in either role ------------------------- */
+
+/* Its user.  Called back in quic_feed(), quic_expire() and quic_write(), by
+ * their thread.  Those that answer may answer false, having called
+ * quic_end(): the connection ends. */
+struct quic_user {
+    void *arg;
+    /* Server: whom the client wants; the leaf is given back.  0, or an alert
+     * (RFC 8446 section 6). */
+    int (*hello)(void *arg, const struct hello *, struct leaf **);
+    /* Client: is the peer who he should be? */
+    enum why (*verify)(void *arg, gnutls_session_t, struct fail *);
+    bool (*ready)(void *arg);     /* streams may be opened: now, or never */
+    void (*confirmed)(void *arg); /* the handshake is complete */
+    bool (*data)(void *arg, int64_t id, const void *at, size_t len, bool fin);
+    void (*acked)(void *arg, int64_t id, size_t len);
+    void (*stopped)(void *arg, int64_t id); /* we get no more of it */
+    void (*closed)(void *arg, int64_t id, uint64_t code); /* forget it */
+    void (*room)(void *arg, int64_t id);   /* it may be written again */
+    void (*more)(void *arg, uint64_t max); /* streams the peer may open */
+    void (*gram)(void *arg, const void *at, size_t len);
+    /* What next?  Fills in iov, *id and *fin; n < 0: quic_end() was called;
+     * *id < 0: nothing. */
+    int (*next)(void *arg, int64_t *id, bool *fin, struct iovec *, int max);
+    /* len bytes of it went out (fin: and the end), or: it was not wanted, for
+     * want of room, or for ever. */
+    void (*wrote)(void *arg, int64_t id, size_t len, bool fin);
+    void (*blocked)(void *arg, int64_t id);
+    void (*unwanted)(void *arg, int64_t id);
+    /* The next datagram that goes out, in the same way; false: none. */
+    bool (*next_gram)(void *arg, struct span *);
+    void (*wrote_gram)(void *arg, bool sent);
+};
+struct quic_conf {
+    int idle_ms, handshake_ms, rtt_ms; /* rtt_ms: what to assume at first */
+    size_t streams;                    /* that the peer may open */
+    size_t stream_window, window;
+};
+struct quic *quic_accept(struct wire *, gnutls_session_t,
+                         const struct quic_conf *, const struct quic_user *);
+struct quic *quic_connect(int fd, gnutls_session_t, const struct quic_conf *,
+                          const struct quic_user *);
+void quic_free(struct quic *); /* takes the TLS session along */
+enum why quic_feed(struct quic *, const struct quic_path *, const void *,
+                   size_t len, struct fail *);
+enum why quic_expire(struct quic *, struct fail *); /* if its time has come */
+enum why quic_write(struct quic *, struct fail *);
+int64_t quic_until_us(const struct quic *); /* when to quic_expire() */
+void quic_rest(struct quic *);              /* buffers go back */
+void quic_end(struct quic *, uint64_t code, const char *cause);
+void quic_goodbye(struct quic *); /* the peer is told of quic_end(), once */
+bool quic_open(struct quic *, bool both_ways, int64_t *id); /* false: wait */
+void quic_stop(struct quic *, int64_t id, uint64_t code);   /* reading */
+void quic_cut(struct quic *, int64_t id, uint64_t code);    /* writing */
+void quic_credit(struct quic *, int64_t id, size_t len); /* id < 0: of none */
+void quic_credit_streams(struct quic *, size_t n);
+void quic_keep_alive(struct quic *, int ms); /* 0: do not */
+size_t quic_gram_max(const struct quic *);   /* 0: the peer takes none */
+bool quic_is_ready(const struct quic *);     /* the handshake is complete */
+gnutls_session_t quic_session(const struct quic *);
+struct leaf *quic_leaf(gnutls_session_t); /* for mitm.c */
+struct quic_bytes {                       /* of UDP payload */
+    uint64_t in, out;
+};
+struct quic_bytes quic_bytes(const struct quic *);
+
+/* ---- h3.c: HTTP/3 sessions ----------------------------------------------- */
+
+struct h3_user { /* whoever has a session */
+    struct weir *weir;
+    void *arg;
+    /* Server role, as in struct h2_user and struct quic_user. */
+    bool (*begin)(void *arg, struct stream *, struct fibers *);
+    int (*hello)(void *arg, const struct hello *, struct leaf **);
+    /* Client role, as in struct quic_user. */
+    enum why (*verify)(void *arg, gnutls_session_t, struct fail *);
+    uint64_t id; /* for the log; 0: none */
+};
+struct h3 *h3_accept(struct wire *, const struct config *,
+                     const struct h3_user *);
+/* fd: a connected UDP socket, non-blocking; it and the TLS session (of
+ * secure_quic()) are the session's, also on failure. */
+struct h3 *h3_connect(int fd, gnutls_session_t, const struct config *,
+                      const struct h3_user *);
+void h3_free(struct h3 *);
+/* As h2_run(); WHY_NONE: it rests until h3_wake_fd() is readable or
+ * h3_until() has come, then it has to be run again. */
+enum why h3_run(struct h3 *, int linger_ms, struct fail *);
+int h3_wake_fd(const struct h3 *);
+int64_t h3_until(const struct h3 *); /* ms */
+void h3_goodbye(struct h3 *);        /* at rest: tell the peer that it ends */
+uint64_t h3_served(const struct h3 *);
+struct quic_bytes h3_bytes(const struct h3 *);
+gnutls_session_t h3_session(const struct h3 *); /* for its ticket */
+/* Client role; any thread.  As for HTTP/2; h3_ready(): WHY_NONE once the
+ * handshake is complete and the peer verified, WHY_LATE at `until`, or what
+ * went wrong. */
+enum why h3_ready(struct h3 *, int64_t until, struct fail *);
+struct stream *h3_open(struct h3 *, bool *used);
+int h3_extended(struct h3 *, int64_t until);
+void h3_stop(struct h3 *);
+
+/* ---- demux.c: datagrams to QUIC connections ------------------------------ */
+
+struct demux *demux_new(const struct demux_user *);
+/* What has come: len bytes, datagrams of `segment` bytes, the last one shorter.
+ * One thread at a time. */
+void demux_put(struct demux *, const struct quic_path *, const void *at,
+               size_t len, size_t segment);
+/* No more will come: the connections end, the caller's reference is gone. */
+void demux_end(struct demux *);
+size_t demux_live(struct demux *); /* connections */
+
+/* A connection's side of it: its owner's. */
+void wire_own(struct wire *, struct hub *); /* NULL: nobody owns it any more */
+const struct quic_birth *wire_birth(const struct wire *);
+bool wire_read(struct wire *, struct store *); /* swapped in; see wire_next() */
+bool wire_next(struct store *, struct quic_path *, struct span *,
+               size_t *segment);
+void wire_send(struct wire *, const struct quic_path *, const void *,
+               size_t len, size_t segment);
+bool wire_name(struct wire *, struct quic_cid *, uint8_t reset[16]); /* a new */
+void wire_unname(struct wire *, const struct quic_cid *);
+size_t wire_token(struct wire *, const struct quic_path *,
+                  uint8_t out[QUIC_TOKEN_MAX]); /* for its next connection */
+void wire_settled(struct wire *);               /* the handshake is complete */
+bool wire_news(struct wire *); /* is something to be read, or to end? */
+void wire_stop(struct wire *); /* any thread: its owner shall end it */
+bool wire_stopped(struct wire *);
+void wire_refuse(struct wire *); /* nobody will own it: tell the peer */
+void wire_free(struct wire *);
+
+/* ---- quicport.c: the UDP sockets of the listeners ------------------------ */
+
+struct quic_port;
+/* fd: bound, non-blocking; the port's.  NULL: errno. */
+struct quic_port *quic_port_new(struct weir *, int fd);
+bool quic_port_start(struct quic_port *);
+void quic_port_free(struct quic_port *);     /* no connection is left */
+bool quic_socket_set_up(int fd, int family); /* before bind(2); false: errno */
+/* What a socket has, without waiting: at most len bytes of datagrams that are
+ * all `segment` long but the last.  -1: errno. */
+ssize_t quic_receive(int fd, void *at, size_t len, struct quic_path *,
+                     size_t *segment);
+void quic_send(int fd, const struct quic_path *, bool connected, const void *,
+               size_t len, size_t segment);
 
 /* ---- acl.c: who may use weir, and where to ----------------------------------
  */
@@ -1151,6 +1445,35 @@ size_t socks_put_datagram(char out[22], const struct sockaddr *from);
 enum why socks_ask(struct end *, const struct origin *, const struct parent *,
                    bool *spoke, struct fail *); /* as a client */
 
+/* ---- capsule.c: the capsule protocol --------------------------------------
+ */
+
+enum {
+    VARINT_MAX = 8,    /* bytes of an integer (RFC 9000 section 16) */
+    CAPSULE_HEAD = 16, /* bytes of a type and a length */
+    CAPSULE_DATAGRAM = 0,
+    UDP_MAX = 65527,                    /* bytes of content in a UDP packet */
+    CAPSULE_MAX = UDP_MAX + VARINT_MAX, /* with its context in front */
+};
+
+struct capsules { /* a stream of them, being read */
+    char head[CAPSULE_HEAD];
+    size_t n_head;         /* of a type and length that are not complete */
+    bool inside;           /* behind them */
+    bool skip;             /* too long: its first bytes were handed out */
+    uint64_t type, length; /* of the capsule that is coming */
+    uint64_t left;         /* bytes of its value still to come */
+    char *value;           /* of a datagram that comes in pieces */
+    size_t n_value;
+};
+size_t varint_parse(const char *raw, size_t len, uint64_t *n); /* 0: more */
+size_t varint_put(char out[VARINT_MAX], uint64_t n);
+enum why capsule_parse(struct capsules *, const char *raw, size_t len,
+                       size_t *used, struct span *value);
+bool capsule_between(const struct capsules *); /* may the stream end here? */
+size_t capsule_put_datagram(char out[CAPSULE_HEAD], size_t len);
+void capsules_clear(struct capsules *);
+
 /* ---- udp.c: the UDP associations of SOCKS 5 ------------------------------ */
 
 struct udp_result { /* bytes */
@@ -1158,6 +1481,17 @@ struct udp_result { /* bytes */
 };
 enum why udp_relay(const struct client *, struct end *control,
                    const struct socks *, struct udp_result *, struct fail *);
+
+/* ---- masque.c: UDP through HTTP (connect-udp) -----------------------------
+ */
+
+struct masque; /* a tunnel for datagrams */
+bool masque_wanted(const struct client *, struct head *req); /* by this? */
+bool masque_target(struct span path, char host[HOST_MAX + 1], uint16_t *port);
+struct masque *masque_open(struct client *, struct head *req, struct fail *);
+void masque_free(struct masque *);
+enum why masque_answer(struct http *down, struct head *res, struct fail *);
+void masque_run(struct masque *, struct worker *, struct tunnel_side client);
 
 /* ---- ca.c: our certificate authority, on disk ---------------------------- */
 
@@ -1203,6 +1537,11 @@ bool mitm_wants(const struct config *, const char *host, uint16_t port);
 enum why mitm_accept(struct mitm *, struct end *, const char *name,
                      const struct names *, unsigned alpn, int64_t deadline,
                      struct fail *); /* TLS server on end as `name` */
+/* A server's session for QUIC, which asks quic_leaf(); 0 or a GnuTLS code. */
+int mitm_quic(struct mitm *, gnutls_session_t *);
+struct leaves *mitm_leaves(struct mitm *);
+/* Bytes that only we know and that stay the same as long as the CA does. */
+bool mitm_secret(const struct mitm *, const char *label, uint8_t out[32]);
 
 /* ---- dns.c: names to addresses ------------------------------------------- */
 
@@ -1228,6 +1567,9 @@ extern struct resolver dns_resolver; /* set before the first lookup */
 enum why dial(const struct client *, const char *host, uint16_t port,
               enum access, int *fd, char addr[ADDR_MAX], struct clock_marks *,
               struct fail *);
+enum why dial_udp(const struct client *, const char *host, uint16_t port,
+                  enum access, int *fd, char addr[ADDR_MAX],
+                  struct clock_marks *, struct fail *);
 void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 uint16_t address_port(const struct sockaddr_storage *);
@@ -1274,6 +1616,14 @@ enum why secure_parent(struct secure *, const struct client *, struct end *,
                        const struct parent *, struct fail *);
 void secure_save_ticket(struct secure *, struct upstream *);
 bool secure_known(struct secure *, const struct origin *, struct known *);
+/* The same for QUIC: a client's session with a ticket, for quic_connect(); is
+ * the peer who he should be; what may be remembered when it ends.  up: origin
+ * set; insecure is set by the first. */
+enum why secure_quic(struct secure *, const struct client *, struct upstream *,
+                     gnutls_session_t *, struct fail *);
+enum why secure_quic_verify(struct secure *, struct upstream *,
+                            gnutls_session_t, struct fail *);
+void secure_quic_save(struct secure *, struct upstream *, gnutls_session_t);
 const char *cert_text(int status); /* why a certificate was refused */
 
 /* ---- upstream.c: target -> connected, ready origin ----------------------- */
@@ -1335,6 +1685,9 @@ void sessions_turned(struct sessions *, struct dialling *);
 void tunnel_run(struct worker *, const struct weir *, struct tunnel_side client,
                 struct tunnel_side server, int idle_ms, int half_closed_ms,
                 struct tunnel_result *);
+enum why side_write(struct tunnel_side *, struct iovec *, int n, struct fail *);
+enum why side_finish(struct tunnel_side *, struct fail *);
+void side_cut(struct tunnel_side *); /* the peer sees that bytes are missing */
 void tunnel_log(const struct client *, const struct upstream *,
                 const struct tunnel_result *, int64_t from_us);
 

@@ -6,7 +6,8 @@
  * a socket pair, and the other end becomes a connection of its own whose
  * target is known: interception never learns where its bytes come from.
  *
- * Follows  RFC 9113 section 8.5 (CONNECT), RFC 8441 (extended CONNECT).
+ * Follows  RFC 9113 section 8.5 (CONNECT), RFC 8441 (extended CONNECT), RFC
+ *          9298 (connect-udp).
  * Owns     the user's reference to the stream.
  * Threads  a worker of weir->exchanges and its twin.
  * Blocks   as exchange_run() and tunnel_run() do.
@@ -176,6 +177,23 @@ serve_connect(struct served *v, struct exchange *x)
     }
 }
 
+/* Datagrams: RFC 9298. */
+static void
+serve_masque(struct served *v, struct exchange *x)
+{
+    struct masque *m = masque_open(&v->client, x->req, &x->fail);
+    struct fail f = {0};
+
+    if (m == NULL) {
+        exchange_refuse(x);
+        return;
+    }
+    say_state(v, "masque");
+    if (masque_answer(x->down, x->res, &f) == WHY_NONE)
+        masque_run(m, x->worker, (struct tunnel_side){.http = x->down});
+    masque_free(m);
+}
+
 /* ---- requests ------------------------------------------------------------ */
 
 static void
@@ -213,6 +231,8 @@ serve_stream(struct task *job, struct worker *w)
             exchange_refuse(&x);
         else if (req.method_id == METHOD_CONNECT)
             serve_connect(v, &x);
+        else if (masque_wanted(&v->client, &req))
+            serve_masque(v, &x);
         else
             serve_request(v, &x);
     }

@@ -65,19 +65,30 @@ struct tunnel {
 
 /* ---- a side: an end, or a stream ----------------------------------------- */
 
-static enum why
-side_write(struct tunnel_side *s, const char *at, size_t len, struct fail *f)
+/* All n pieces; flushed. */
+enum why
+side_write(struct tunnel_side *s, struct iovec *iov, int n, struct fail *f)
 {
-    struct iovec iov = {(void *)at, len};
-    enum why why;
+    enum why why = WHY_NONE;
 
     if (s->end != NULL)
-        return end_write(s->end, &iov, 1, f);
-    why = s->http->ops->write_body(s->http, (struct span){at, len}, f);
+        return end_write(s->end, iov, n, f);
+    for (int i = 0; i < n && why == WHY_NONE; i++)
+        why = s->http->ops->write_body(
+            s->http, (struct span){iov[i].iov_base, iov[i].iov_len}, f);
     return why == WHY_NONE ? s->http->ops->flush(s->http, f) : why;
 }
 
 static enum why
+side_put(struct tunnel_side *s, const char *at, size_t len, struct fail *f)
+{
+    struct iovec iov = {(void *)at, len};
+
+    return side_write(s, &iov, 1, f);
+}
+
+/* Our direction is over. */
+enum why
 side_finish(struct tunnel_side *s, struct fail *f)
 {
     enum why why;
@@ -90,7 +101,7 @@ side_finish(struct tunnel_side *s, struct fail *f)
 
 /* The peer shall see that bytes are missing: RST when the caller closes, not
  * FIN.  SHUT_RD wakes the thread that reads here and tells the peer nothing. */
-static void
+void
 side_cut(struct tunnel_side *s)
 {
     struct linger now = {.l_onoff = 1, .l_linger = 0};
@@ -206,14 +217,14 @@ pump_once(struct pump *p, char *buf, size_t cap)
         if ((why = http->ops->read_body(http, &got, &p->fail)) != WHY_NONE)
             return why;
         n = got.len;
-        why = side_write(p->to, got.at, got.len, &p->fail);
+        why = side_put(p->to, got.at, got.len, &p->fail);
     } else if (p->pipe[0] >= 0) {
         why = end_splice(p->from->end, p->to->end, p->pipe, PIPE_BYTES, &n,
                          &p->fail);
     } else {
         why = end_read(p->from->end, buf, cap, &n, &p->fail);
         if (why == WHY_NONE)
-            why = side_write(p->to, buf, n, &p->fail);
+            why = side_put(p->to, buf, n, &p->fail);
     }
     if (why == WHY_NONE) {
         pump_moved(p, n);
@@ -235,7 +246,7 @@ pump_ahead(struct pump *p)
         return WHY_NONE;
     ahead = end_ahead(from);
     if (ahead.len > 0)
-        why = side_write(p->to, ahead.at, ahead.len, &p->fail);
+        why = side_put(p->to, ahead.at, ahead.len, &p->fail);
     if (why == WHY_NONE) {
         pump_moved(p, ahead.len);
         end_consume(from, ahead.len);

@@ -27,13 +27,14 @@ sub weir(@more)
 }
 
 # ---- real proxies: plain requests, tunnels, interception, reuse
-my $tiny = tinyproxy();
+# nghttpx keeps its connections: it needs a proxy behind it that keeps them as
+# well, as tinyproxy does not.
 my @real = (
     [ squid(user => 'ann', password => 's3:cret'),
         'http://ann:s3%3Acret@127.0.0.1:%d' ],
-    [ $tiny,                    'http://127.0.0.1:%d' ],
-    [ nghttpx($tiny->{port}),   'https://127.0.0.1:%d' ],
-    [ danted(),                 'socks5://127.0.0.1:%d' ],
+    [ tinyproxy(),             'http://127.0.0.1:%d' ],
+    [ nghttpx(squid()->{port}), 'https://127.0.0.1:%d' ],
+    [ microsocks(),             'socks5://127.0.0.1:%d' ],
 );
 for (@real) {
     my ($p, $form) = @$_;
@@ -256,7 +257,7 @@ for my $what (sort keys %socks) {
     wait_for('the second parent to be tried again', sub {
         my $c = $w->client;
         $c->put("CONNECT 127.0.0.1:${\ $two->port} HTTP/1.1\r\nHost: x\r\n\r\n");
-        if ($one->waiting(0.1)) {
+        if (Weir::first_of($one, $c) == $one) {
             my $s = $one->accept;
             $s->get(3);
             $s->put("\5\0");

@@ -331,31 +331,42 @@ sub first_of(@these)
 
 # ---- origins ------------------------------------------------------------------
 
-# A listening socket in the test itself.
-sub listener(%o)
-{
-    my $sock = IO::Socket::IP->new(
-        LocalHost => $o{host} // '127.0.0.1', LocalPort => $o{port} // 0,
-        Listen => SOMAXCONN, ReuseAddr => 1) or die "listen: $@";
-    return bless { sock => $sock, port => $sock->sockport }, 'Weir::Listener';
-}
+# Ports stay with the test that used them, or a weir of this test might call
+# on an origin of another one that runs beside it: a socket is kept bound to
+# each.  It does not listen, so the port refuses, until somebody (weir, a
+# program of others) listens there beside it; SO_REUSEADDR allows both.
+my @kept;
 
-# A port that refuses: bound, so that nobody else gets it, and not listening.
-my @refusing;
-
-sub closed_port()
+sub keep_port($host, $port)
 {
-    my $sock = IO::Socket::IP->new(LocalHost => '127.0.0.1', LocalPort => 0,
-        Proto => 'tcp', Type => Socket::SOCK_STREAM()) or die "bind: $@";
-    push @refusing, $sock;
+    my $sock = IO::Socket::IP->new(LocalHost => $host, LocalPort => $port,
+        Proto => 'tcp', Type => Socket::SOCK_STREAM(), ReuseAddr => 1)
+        or die "bind: $@";
+    push @kept, $sock;
+    shift @kept if @kept > 300; # descriptors are not without end
     return $sock->sockport;
 }
 
-# A port that was free a moment ago.
+# A listening socket in the test itself.  %o: host; port, one that is kept.
+sub listener(%o)
+{
+    my $host = $o{host} // '127.0.0.1';
+    my $port = $o{port} // keep_port($host, 0);
+    my $sock = IO::Socket::IP->new(LocalHost => $host, LocalPort => $port,
+        Listen => SOMAXCONN, ReuseAddr => 1) or die "listen: $@";
+    return bless { sock => $sock, port => $port }, 'Weir::Listener';
+}
+
+# A port that refuses.
+sub closed_port()
+{
+    return keep_port('127.0.0.1', 0);
+}
+
+# The same, for somebody who will listen there with SO_REUSEADDR.
 sub free_port()
 {
-    return IO::Socket::IP->new(LocalHost => '127.0.0.1', LocalPort => 0,
-        Listen => 1)->sockport;
+    return closed_port();
 }
 
 # An origin of its own process: $serve->($wire) for each connection, in a

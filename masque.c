@@ -1,0 +1,617 @@
+/*
+ * masque.c - UDP through HTTP: connect-udp.
+ *
+ * A client asks for a host and a port with a path of ours; from the answer on,
+ * the stream is a tunnel for datagrams.  Each of them is a capsule on it, with
+ * a context in front: 0 means the content of a UDP packet, and there is no
+ * other that we know.
+ *
+ * Nothing waits here for room.  What the socket to the target does not take is
+ * dropped and counted; what the client's connection does not take makes the
+ * kernel drop what comes next, and that is counted, too.
+ *
+ * Follows  RFC 9298, RFC 9297.
+ * Owns     the socket to the target, the buffers of both directions.
+ * Threads  a worker enters by masque_run() and carries up; its twin carries
+ *          down.
+ * Blocks   as long as the tunnel lives.
+ */
+#include <arpa/inet.h>
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "proxy.h"
+
+enum {
+    BATCH = 32,     /* datagrams for one system call */
+    LOOK_MS = 1000, /* how often one who waits looks around */
+    FRONT = 16,     /* room for a capsule's head and the context */
+    SLOT = FRONT + UDP_MAX + 1,
+    RECEIVE = 1 << 20, /* bytes: what the target may send ahead of us */
+};
+
+static const char template[] = "/.well-known/masque/udp/";
+
+struct way { /* one direction; either pump reads it after the join */
+    uint64_t bytes, datagrams, dropped;
+    struct fail fail;
+};
+
+struct masque {
+    struct client *client;
+    struct origin target;
+    int fd;
+    char addr[ADDR_MAX];
+    struct clock_marks took;
+    int64_t from_us;
+    int idle_ms;
+    struct tunnel_side side;
+    /* either pump, at any time */
+    atomic_bool stop;
+    atomic_llong moved_at;
+    struct way *first; /* who set `stop`; read after the join */
+    /* one pump each */
+    struct way up, down;
+    struct capsules capsules;
+    int n_batch;
+    struct mmsghdr batch[BATCH];
+    struct iovec pieces[BATCH];
+};
+
+/* ---- what is asked for --------------------------------------------------- */
+
+/* Is this connect-udp for ourselves, so that no origin shall see it?  Clients
+ * name us with our port, or with none. */
+bool
+masque_wanted(const struct client *c, struct head *req)
+{
+    size_t n = sizeof template - 1;
+    struct origin to;
+    struct fail ignored = {0};
+    bool ourselves;
+    char host[HOST_MAX + 1];
+    uint16_t port;
+
+    if (c->inside != NULL || !list_has(req->upgrade, "connect-udp") ||
+        head_route(req, c, &to, &ourselves, &ignored) != WHY_NONE ||
+        req->path.len < n || memcmp(req->path.at, template, n) != 0)
+        return false;
+    return ourselves || (authority_parse(req->authority, host, &port) &&
+                         port == 0 && name_is_local(c->conf, host));
+}
+
+/* "%3A" and the like.  False: malformed, or too long. */
+static bool
+percent_decode(struct span from, char to[HOST_MAX + 1])
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < from.len; i++) {
+        int c = (unsigned char)from.at[i];
+
+        if (c == '%') {
+            if (i + 2 >= from.len || hex_digit(from.at[i + 1]) < 0 ||
+                hex_digit(from.at[i + 2]) < 0)
+                return false;
+            c = hex_digit(from.at[i + 1]) << 4 | hex_digit(from.at[i + 2]);
+            i += 2;
+        }
+        if (c == '\0' || n == HOST_MAX)
+            return false;
+        to[n++] = (char)c;
+    }
+    to[n] = '\0';
+    return n > 0;
+}
+
+/* A name or an address, with no brackets around it (RFC 9298 section 2). */
+static bool
+host_of(struct span text, char out[HOST_MAX + 1])
+{
+    char plain[HOST_MAX + 1], whole[HOST_MAX + 3];
+    uint16_t port;
+    int n;
+
+    if (!percent_decode(text, plain))
+        return false;
+    n = snprintf(whole, sizeof whole,
+                 strchr(plain, ':') != NULL ? "[%s]" : "%s", plain);
+    return authority_parse((struct span){whole, (size_t)n}, out, &port) &&
+           port == 0 && out[0] != '\0';
+}
+
+/*
+ * masque_target - host and port of a path of ours.
+ *
+ * path  TEMPLATE host "/" port "/"
+ *
+ * Returns false: malformed.
+ */
+bool
+masque_target(struct span path, char host[HOST_MAX + 1], uint16_t *port)
+{
+    size_t n = sizeof template - 1;
+    const char *slash;
+    struct span name, number;
+    uint64_t value;
+
+    if (path.len < n || memcmp(path.at, template, n) != 0)
+        return false;
+    path = (struct span){path.at + n, path.len - n};
+    if ((slash = memchr(path.at, '/', path.len)) == NULL)
+        return false;
+    name = (struct span){path.at, (size_t)(slash - path.at)};
+    number = (struct span){slash + 1, path.len - name.len - 1};
+    if (number.len < 2 || number.at[number.len - 1] != '/')
+        return false;
+    number.len--;
+    if (!span_number(number, &value) || value < 1 || value > UINT16_MAX)
+        return false;
+    *port = (uint16_t)value;
+    return host_of(name, host);
+}
+
+/* What the request says, and whether it may.  RFC 9298 section 3. */
+static enum why
+judge(struct masque *m, struct head *req, enum access *what, struct fail *f)
+{
+    struct client *c = m->client;
+    struct origin *to = &m->target, here;
+    enum why why = connect_route(c, req, &here, f);
+
+    if (why != WHY_NONE)
+        return why;
+    if (req->method_id != METHOD_GET || req->body == BODY_STREAM ||
+        (req->body == BODY_LENGTH && req->length > 0))
+        return fail_own(f, SIDE_CLIENT, WHY_PROTO,
+                        "connect-udp other than by GET without content");
+    if (!masque_target(req->path, to->host, &to->port))
+        return fail_own(f, SIDE_CLIENT, WHY_PROTO,
+                        "malformed target of connect-udp");
+    to->tunnel = true;
+    if (strcmp(to->host, WEIR_HOST) == 0)
+        return fail_own(f, SIDE_WEIR, WHY_LOOP, "connect-udp to ourselves");
+    why = access_target(c, to->host, to->port, what, f);
+    if (why == WHY_NONE && !parent_is_direct(c->conf, to))
+        why = fail_own(f, SIDE_ORIGIN, WHY_UNREACHABLE,
+                       "a parent proxy carries no UDP");
+    return why;
+}
+
+/*
+ * masque_open - the way to the target that a request names.
+ *
+ * c    stays the caller's, for as long as what is returned
+ * req  for which masque_wanted() is true
+ *
+ * Returns NULL: f says how it is to be answered.  Blocks: dns_s.
+ */
+struct masque *
+masque_open(struct client *c, struct head *req, struct fail *f)
+{
+    struct masque *m = calloc(1, sizeof *m);
+    enum access what;
+    int most = RECEIVE, one = 1;
+    enum why why;
+
+    if (m == NULL) {
+        fail_own(f, SIDE_WEIR, WHY_BUSY, "out of memory");
+        return NULL;
+    }
+    m->client = c;
+    m->fd = -1;
+    m->from_us = now_us();
+    m->took = (struct clock_marks){-1, -1, -1};
+    m->idle_ms = c->conf->udp_idle_s * 1000;
+    if (atomic_fetch_add(&c->weir->n_udp_tunnels, 1) >= c->conf->udp_tunnels)
+        why = fail_own(f, SIDE_WEIR, WHY_BUSY, "number of UDP tunnels");
+    else if ((why = judge(m, req, &what, f)) == WHY_NONE)
+        why = dial_udp(c, m->target.host, m->target.port, what, &m->fd, m->addr,
+                       &m->took, f);
+    if (why != WHY_NONE) {
+        masque_free(m);
+        return NULL;
+    }
+    /* Without these it works, with more loss, or with loss unknown. */
+    (void)setsockopt(m->fd, SOL_SOCKET, SO_RCVBUF, &most, sizeof most);
+    (void)setsockopt(m->fd, SOL_SOCKET, SO_RXQ_OVFL, &one, sizeof one);
+    return m;
+}
+
+/* Give it back, in whatever state.  NULL: nothing. */
+void
+masque_free(struct masque *m)
+{
+    if (m == NULL)
+        return;
+    atomic_fetch_sub(&m->client->weir->n_udp_tunnels, 1);
+    if (m->fd >= 0)
+        close(m->fd);
+    capsules_clear(&m->capsules);
+    free(m);
+}
+
+/*
+ * masque_answer - yes: datagrams may come.
+ *
+ * res  for the answer, written and flushed
+ */
+enum why
+masque_answer(struct http *down, struct head *res, struct fail *f)
+{
+    enum why why;
+
+    head_reset(res);
+    res->version = HTTP_11;
+    res->status = 101;
+    res->own = true;
+    res->reason = span_of(status_reason(101));
+    res->upgrade = span_of("connect-udp");
+    res->body = BODY_RAW;
+    if (!head_add(res, span_of("Capsule-Protocol"), span_of("?1")))
+        return fail_own(f, SIDE_WEIR, WHY_BUSY, "out of memory");
+    why = down->ops->write_head(down, res, f);
+    return why == WHY_NONE ? down->ops->flush(down, f) : why;
+}
+
+/* ---- both directions ----------------------------------------------------- */
+
+static void
+moved(struct masque *m)
+{
+    atomic_store_explicit(&m->moved_at, now_ms(), memory_order_relaxed);
+}
+
+/* This direction has ended, by `why`: so has the tunnel. */
+static void
+finish(struct masque *m, struct way *way, enum why why)
+{
+    if (atomic_exchange(&m->stop, true))
+        return;
+    m->first = way;
+    if (way == &m->up) /* the other sleeps in poll(2) */
+        shutdown(m->fd, SHUT_RDWR);
+    else if (why != WHY_NONE)
+        side_cut(&m->side);
+}
+
+/* ICMP says that nobody is there, and our kernel that there is no way. */
+static bool
+is_final(int code)
+{
+    return code == ECONNREFUSED || code == EHOSTUNREACH ||
+           code == ENETUNREACH || code == EPIPE || code == EBADF;
+}
+
+/* ---- up: capsules to packets --------------------------------------------- */
+
+/* Send what was gathered.  What the socket does not take is lost. */
+static enum why
+batch_send(struct masque *m)
+{
+    int done = 0;
+
+    while (done < m->n_batch) {
+        int n = sendmmsg(m->fd, m->batch + done, (unsigned)(m->n_batch - done),
+                         MSG_DONTWAIT | MSG_NOSIGNAL);
+
+        for (int i = 0; i < n; i++)
+            m->up.bytes += m->pieces[done + i].iov_len;
+        if (n > 0) {
+            m->up.datagrams += (uint64_t)n;
+            done += n;
+        } else if (errno != EINTR && is_final(errno)) {
+            return atomic_load(&m->stop)
+                       ? WHY_OVER
+                       : fail_sys(&m->up.fail, SIDE_ORIGIN, "send", errno);
+        } else if (errno != EINTR) {
+            m->up.dropped++;
+            done++;
+        }
+    }
+    m->n_batch = 0;
+    return WHY_NONE;
+}
+
+/* One datagram as it lies in its capsule: the context, then the content. */
+static enum why
+batch_add(struct masque *m, struct span value)
+{
+    uint64_t context;
+    size_t n = varint_parse(value.at, value.len, &context);
+
+    if (n == 0)
+        return fail_own(&m->up.fail, SIDE_CLIENT, WHY_PROTO,
+                        "datagram without a context");
+    if (context != 0)
+        return WHY_NONE; /* RFC 9298 section 4: dropped silently */
+    if (value.len - n > UDP_MAX)
+        return fail_own(&m->up.fail, SIDE_CLIENT, WHY_PROTO,
+                        "datagram longer than UDP's");
+    m->pieces[m->n_batch] =
+        (struct iovec){(void *)(value.at + n), value.len - n};
+    m->batch[m->n_batch].msg_hdr =
+        (struct msghdr){.msg_iov = &m->pieces[m->n_batch], .msg_iovlen = 1};
+    m->n_batch++;
+    return WHY_NONE;
+}
+
+/* A datagram that is too long begins like this: nobody may send one in context
+ * 0 (RFC 9298 section 5), of any other we know nothing. */
+static enum why
+judge_long(struct masque *m, struct span begins)
+{
+    uint64_t context;
+
+    if (varint_parse(begins.at, begins.len, &context) == 0 || context == 0)
+        return fail_own(&m->up.fail, SIDE_CLIENT, WHY_PROTO,
+                        "datagram longer than UDP's");
+    return WHY_NONE;
+}
+
+/* Some bytes of the client's. */
+static enum why
+carry_up(struct masque *m, struct span got)
+{
+    enum why why = WHY_NONE;
+
+    while (why == WHY_NONE) {
+        struct span value;
+        size_t used;
+
+        why = capsule_parse(&m->capsules, got.at, got.len, &used, &value);
+        got.at += used;
+        got.len -= used;
+        if (why == WHY_MORE)
+            break;
+        if (why == WHY_SYS)
+            return fail_sys(&m->up.fail, SIDE_WEIR, "read capsule", ENOMEM);
+        why = why == WHY_LIMIT ? judge_long(m, value) : batch_add(m, value);
+        /* One that was put together lies where the next one will. */
+        if (why == WHY_NONE && m->n_batch > 0 &&
+            (m->n_batch == BATCH || value.at == m->capsules.value))
+            why = batch_send(m);
+    }
+    return why == WHY_MORE ? batch_send(m) : why;
+}
+
+/* What has come, waiting for it until the tunnel has been idle for too long.
+ * WHY_NONE: *got, until the next call. */
+static enum why
+read_up(struct masque *m, size_t *taken, struct span *got)
+{
+    struct tunnel_side *s = &m->side;
+    int wait_ms = m->idle_ms;
+    enum why why;
+
+    for (;;) {
+        int64_t idle;
+
+        if (s->end != NULL) {
+            end_consume(s->end, *taken);
+            *taken = 0;
+            s->end->idle_ms = wait_ms;
+            why = end_ahead(s->end).len > 0
+                      ? WHY_NONE
+                      : end_fill(s->end, END_BUF_BULK, &m->up.fail);
+            *got = end_ahead(s->end);
+            *taken = got->len;
+        } else {
+            s->http->idle_ms = wait_ms;
+            why = s->http->ops->read_body(s->http, got, &m->up.fail);
+        }
+        idle = now_ms() - atomic_load(&m->moved_at);
+        if (why != WHY_IDLE || m->up.fail.side != SIDE_CLIENT ||
+            idle >= m->idle_ms)
+            return why;
+        m->up.fail = (struct fail){0}; /* the other direction moves */
+        wait_ms = m->idle_ms - (int)idle;
+    }
+}
+
+/* Asked while nothing comes. */
+static bool
+is_over(void *arg)
+{
+    struct masque *m = arg;
+
+    return atomic_load(&m->client->weir->stopping);
+}
+
+static void
+up_run(struct masque *m)
+{
+    size_t taken = 0;
+    struct span got;
+    enum why why;
+
+    while ((why = read_up(m, &taken, &got)) == WHY_NONE) {
+        moved(m);
+        if ((why = carry_up(m, got)) != WHY_NONE)
+            break;
+    }
+    if (why == WHY_OVER || atomic_load(&m->client->weir->stopping)) {
+        m->up.fail = (struct fail){0};
+        fail_own(&m->up.fail, SIDE_WEIR, WHY_DRAIN, "tunnel");
+    } else if (why == WHY_EOF && !capsule_between(&m->capsules)) {
+        fail_own(&m->up.fail, SIDE_CLIENT, WHY_CUT, "read capsule");
+    }
+    finish(m, &m->up, why);
+}
+
+/* ---- down: packets to capsules ------------------------------------------- */
+
+struct slots { /* packets of one system call, each behind room for its head */
+    struct mmsghdr msgs[BATCH];
+    struct iovec in[BATCH], out[BATCH];
+    union {
+        struct cmsghdr align;
+        char at[CMSG_SPACE(sizeof(uint32_t))];
+    } notes[BATCH];
+    uint32_t lost; /* as the kernel counts */
+    char at[BATCH][SLOT];
+};
+
+static void
+slots_reset(struct slots *s)
+{
+    for (int i = 0; i < BATCH; i++) {
+        s->in[i] = (struct iovec){s->at[i] + FRONT, SLOT - FRONT};
+        s->msgs[i].msg_hdr =
+            (struct msghdr){.msg_iov = &s->in[i],
+                            .msg_iovlen = 1,
+                            .msg_control = &s->notes[i],
+                            .msg_controllen = sizeof s->notes[i]};
+    }
+}
+
+/* How many packets the kernel had no room for, since the last time. */
+static uint64_t
+lost_before(struct slots *s, struct msghdr *msg)
+{
+    uint32_t total = s->lost;
+
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c != NULL;
+         c = CMSG_NXTHDR(msg, c))
+        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_RXQ_OVFL)
+            memcpy(&total, CMSG_DATA(c), sizeof total);
+    total -= s->lost;
+    s->lost += total;
+    return total;
+}
+
+/* A packet in its slot becomes a capsule. */
+static struct iovec
+wrap(char *slot, size_t len)
+{
+    char head[CAPSULE_HEAD + 1];
+    size_t n = capsule_put_datagram(head, len + 1);
+
+    head[n++] = 0; /* the context */
+    assert(n <= FRONT);
+    memcpy(slot + FRONT - n, head, n);
+    return (struct iovec){slot + FRONT - n, n + len};
+}
+
+/* Packets that are here, to the client. */
+static enum why
+carry_down(struct masque *m, struct slots *s)
+{
+    int n;
+
+    slots_reset(s);
+    n = recvmmsg(m->fd, s->msgs, BATCH, MSG_DONTWAIT, NULL);
+    if (atomic_load(&m->stop))
+        return WHY_OVER;
+    if (n < 0)
+        return errno == EAGAIN || errno == EINTR || !is_final(errno)
+                   ? WHY_NONE
+                   : fail_sys(&m->down.fail, SIDE_ORIGIN, "receive", errno);
+    for (int i = 0; i < n; i++) {
+        m->down.dropped += lost_before(s, &s->msgs[i].msg_hdr);
+        m->down.bytes += s->msgs[i].msg_len;
+        s->out[i] = wrap(s->at[i], s->msgs[i].msg_len);
+    }
+    m->down.datagrams += (uint64_t)n;
+    moved(m);
+    return side_write(&m->side, s->out, n, &m->down.fail);
+}
+
+/* The twin's job. */
+static void
+down_run(void *arg)
+{
+    struct masque *m = arg;
+    struct slots *s = calloc(1, sizeof *s);
+    struct pollfd p = {.fd = m->fd, .events = POLLIN};
+    enum why why = WHY_NONE;
+
+    if (s == NULL)
+        why = fail_sys(&m->down.fail, SIDE_WEIR, "receive", ENOMEM);
+    while (why == WHY_NONE && !atomic_load(&m->stop))
+        if (poll(&p, 1, LOOK_MS) > 0)
+            why = carry_down(m, s);
+    free(s);
+    finish(m, &m->down, why);
+}
+
+/* ---- a tunnel ------------------------------------------------------------ */
+
+static void
+log_tunnel(const struct masque *m)
+{
+    const struct client *c = m->client;
+    const struct fail *f = &m->first->fail;
+    char target[HOST_MAX + 16];
+    struct line l;
+
+    if (!log_on(LEVEL_INFO))
+        return;
+    origin_authority(&m->target, target, sizeof target);
+    log_begin(&l, LEVEL_INFO, "tunnel", c->id);
+    if (c->stream >= 0)
+        log_int(&l, "stream", c->stream);
+    log_str(&l, "client", c->addr);
+    log_str(&l, "protocol", "connect-udp");
+    log_str(&l, "target", target);
+    log_str(&l, "origin", m->addr);
+    log_int(&l, "up", (int64_t)m->up.bytes);
+    log_int(&l, "down", (int64_t)m->down.bytes);
+    log_int(&l, "up_datagrams", (int64_t)m->up.datagrams);
+    log_int(&l, "down_datagrams", (int64_t)m->down.datagrams);
+    log_int(&l, "up_dropped", (int64_t)m->up.dropped);
+    log_int(&l, "down_dropped", (int64_t)m->down.dropped);
+    log_ms(&l, "dns_ms", m->took.dns_us);
+    log_ms(&l, "ms", now_us() - m->from_us);
+    log_str(&l, "ended_by",
+            side_name(f->why != WHY_NONE ? f->side : SIDE_CLIENT));
+    log_fail(&l, f);
+    log_send(&l);
+}
+
+/*
+ * masque_run - carry datagrams until the client ends the tunnel, or nothing
+ * came for udp_idle_s, or the target turns out to be unreachable.
+ *
+ * w       the calling worker; its twin must be free
+ * client  behind the answer.  Still the caller's afterwards, finished or cut.
+ *
+ * Thread: a worker.  Blocks: as long as the tunnel lives.
+ */
+void
+masque_run(struct masque *m, struct worker *w, struct tunnel_side client)
+{
+    struct watch watch = {is_over, m};
+    struct fail ignored = {0};
+
+    m->side = client;
+    m->first = &m->up;
+    moved(m);
+    if (client.end != NULL) {
+        client.end->deadline = 0;
+        client.end->watch = &watch;
+    } else {
+        client.http->watch = &watch;
+    }
+    if (twin_start(w, down_run, m)) {
+        up_run(m);
+        twin_wait(w, -1);
+    } else {
+        fail_own(&m->up.fail, SIDE_WEIR, WHY_BUSY, "start a thread");
+    }
+    if (client.end != NULL)
+        client.end->watch = NULL;
+    else
+        client.http->watch = NULL;
+    /* Quiet is no fault. */
+    if (m->first->fail.why == WHY_NONE || m->first->fail.why == WHY_IDLE)
+        (void)side_finish(&m->side, &ignored);
+    else
+        side_cut(&m->side);
+    log_tunnel(m);
+}

@@ -1,0 +1,201 @@
+# Udp.pm - connect-udp by hand: capsules on a wire, or on a stream of HTTP/2.
+#
+# A Weir::Udp is a tunnel that was asked for, granted or not.  It sends what it
+# is told to, right or wrong, and hands out the datagrams that come.
+
+package Weir::Udp;
+use v5.36;
+use Exporter 'import';
+use IO::Socket::IP;
+use Socket qw(SOCK_DGRAM);
+use Weir ();
+use Weir::H2;
+
+our @EXPORT = qw(varint capsule datagram udp_socket udp_receive udp_path);
+
+sub varint($n)
+{
+    return $n < 64   ? pack('C', $n)
+        : $n < 16384 ? pack('n', 0x4000 | $n)
+        : $n < 1 << 30 ? pack('N', 0x80000000 | $n)
+        :                pack('Q>', 3 << 62 | $n);
+}
+
+sub capsule($type, $value)
+{
+    return varint($type) . varint(length $value) . $value;
+}
+
+# One that carries the content of a UDP packet.
+sub datagram($content, $context = 0)
+{
+    return capsule(0, varint($context) . $content);
+}
+
+sub take_varint($buf)
+{
+    return undef if !length $$buf;
+    my $len = 1 << (ord($$buf) >> 6);
+    return undef if length $$buf < $len;
+    my $n = 0;
+    $n = $n << 8 | ord $_ for split //, substr $$buf, 0, $len, '';
+    return $n & ~(3 << (8 * $len - 2));
+}
+
+sub udp_socket(%o)
+{
+    return IO::Socket::IP->new(LocalHost => $o{host} // '127.0.0.1',
+        LocalPort => $o{port} // 0, Type => SOCK_DGRAM, Proto => 'udp')
+        // die "udp: $@";
+}
+
+# One datagram, and whom it is from; '' after $s seconds.
+sub udp_receive($sock, $s = Weir::LIMIT)
+{
+    my $set = '';
+    vec($set, fileno $sock, 1) = 1;
+    return '' if select($set, undef, undef, $s) <= 0;
+    my $from = $sock->recv(my $data, 65536);
+    return wantarray ? ($data, $from) : $data;
+}
+
+sub udp_path($host, $port)
+{
+    return "/.well-known/masque/udp/$host/$port/";
+}
+
+# ---- a tunnel ---------------------------------------------------------------------
+
+# By Upgrade on a wire.  %o: method, target, fields (lines), early (bytes right
+# behind the request).
+sub by_h1($class, $wire, $path, %o)
+{
+    my $method = $o{method} // 'GET';
+    my $host   = $o{host}   // 'localhost';
+    my $target = $o{target} // $path;
+    $wire->put("$method $target HTTP/1.1\r\nHost: $host\r\n"
+            . "Connection: Upgrade\r\nUpgrade: connect-udp\r\n"
+            . "Capsule-Protocol: ?1\r\n"
+            . join('', map { "$_\r\n" } ($o{fields} // [])->@*)
+            . "\r\n" . ($o{early} // ''));
+    my $self = bless { wire => $wire, in => '' }, $class;
+    my $raw = $wire->get_head;
+    $self->{head} = $raw;
+    ($self->{status}) = $raw =~ m{^HTTP/1\.1 (\d+)};
+    if ($self->{status} && $self->{status} != 101
+        && $raw =~ /^Content-Length: (\d+)/m) {
+        $self->{body} = $wire->get($1);
+    }
+    return $self;
+}
+
+# By extended CONNECT on a Weir::H2.  %o: authority, scheme, fields (pairs).
+sub by_h2($class, $h2, $path, %o)
+{
+    my $id = $h2->request([ ':method', 'CONNECT', ':protocol', 'connect-udp',
+        ':scheme', $o{scheme} // 'https', ':authority',
+        $o{authority} // 'localhost', ':path', $path, 'capsule-protocol',
+        '?1', ($o{fields} // [])->@* ], end => 0);
+    my $self = bless { h2 => $h2, id => $id, in => '' }, $class;
+    my $s = $h2->stream($id);
+    $h2->data($id, $o{early}) if defined $o{early};
+    $h2->until(sub { $s->{heads}->@* || $s->{reset} || $h2->{goaway} });
+    $self->{status} = $s->{status};
+    $self->{head} = join '', map { "$_->[0]: $_->[1]\r\n" }
+        ($s->{fields} // [])->@*;
+    if (($s->{status} // 0) != 200) {
+        $h2->until(sub { $s->{end} || $s->{reset} || $h2->{goaway} });
+        $self->{body} = $s->{body};
+    }
+    return $self;
+}
+
+sub field($self, $name)
+{
+    return $self->{head} =~ /^\Q$name\E:[ \t]*(.*?)\r?$/mi ? $1 : undef;
+}
+
+sub open($self) { ($self->{status} // 0) =~ /^(101|200)$/ }
+
+# Bytes as they are.
+sub put($self, $bytes)
+{
+    return $self->{wire}->put($bytes) if $self->{wire};
+    $self->{h2}->data($self->{id}, substr $bytes, 0, 16384, '')
+        while length $bytes;
+    return 1;
+}
+
+# A packet's content.
+sub send($self, $content)
+{
+    return $self->put(datagram($content));
+}
+
+# More bytes, if there will be any.
+sub more($self)
+{
+    if ($self->{wire}) {
+        my $wire = $self->{wire};
+        return 0 if $wire->{ahead} eq '' && !$wire->fill('capsule');
+        $self->{in} .= $wire->{ahead};
+        $wire->{ahead} = '';
+        return 1;
+    }
+    my ($h2, $s) = ($self->{h2}, $self->{h2}->stream($self->{id}));
+    return 0 if $s->{reset};
+    $h2->until(sub { length $s->{body} || $s->{end} || $s->{reset} });
+    my $n = length $s->{body};
+    $self->{in} .= $s->{body};
+    $s->{body} = '';
+    if ($n > 0) {
+        $h2->put('WINDOW_UPDATE', 0, $_, pack 'N', $n) for 0, $self->{id};
+    }
+    return $n > 0;
+}
+
+# The next capsule: (type, value); () at the end of the tunnel.
+sub next_capsule($self)
+{
+    while (1) {
+        my $copy = $self->{in};
+        my $type = take_varint(\$copy);
+        my $len = defined $type ? take_varint(\$copy) : undef;
+        if (defined $len && length $copy >= $len) {
+            $self->{in} = substr $copy, $len;
+            return ($type, substr $copy, 0, $len);
+        }
+        return () if !$self->more;
+    }
+}
+
+# The next packet's content; undef at the end of the tunnel.
+sub receive($self)
+{
+    while (my ($type, $value) = $self->next_capsule) {
+        next if $type != 0;
+        my $context = take_varint(\$value);
+        return $value if defined $context && $context == 0;
+    }
+    return undef;
+}
+
+# Our direction is over.
+sub finish($self)
+{
+    return $self->{h2}->data($self->{id}, '', 1) if $self->{h2};
+    my $ssl = $self->{wire}{tls} && ${*{ $self->{wire}{sock} }}{_SSL_object};
+    Net::SSLeay::shutdown($ssl) if $ssl;
+    $self->{wire}->shut if !$ssl;
+}
+
+# How it ended: "end", or "cut".
+sub ending($self)
+{
+    1 while $self->more;
+    return $self->{wire}->how eq 'eof' ? 'end' : 'cut' if $self->{wire};
+    my $s = $self->{h2}->stream($self->{id});
+    return $s->{reset} ? 'cut' : 'end';
+}
+
+1;
