@@ -412,8 +412,20 @@ enum h1_state {
     H1_DONE,    /* the message is complete */
 };
 
+enum h1_chunk {
+    CHUNK_SIZE, /* before the first digit */
+    CHUNK_DIGITS,
+    CHUNK_SPACE, /* behind the digits: an extension must follow */
+    CHUNK_EXT,
+    CHUNK_LF, /* of the size line */
+    CHUNK_DATA,
+    CHUNK_DATA_CR,
+    CHUNK_DATA_LF,
+    CHUNK_LAST, /* the last chunk was read: trailers follow */
+};
+
 struct h1_chunks { /* where in a chunked body we are (RFC 9112 section 7.1) */
-    int state;
+    enum h1_chunk state;
     uint64_t left;   /* of this chunk's data */
     size_t n_line;   /* bytes of this chunk's size line */
     uint64_t excess; /* bytes of size lines beyond a fair share */
@@ -1172,17 +1184,58 @@ enum why page_error(struct exchange *, const struct fail *, struct fail *);
 enum why page_own(struct exchange *, struct fail *);   /* our own site */
 enum why page_trace(struct exchange *, struct fail *); /* Max-Forwards: 0 */
 
-/* ---- h1.c: HTTP/1 -------------------------------------------------------- */
+/* ---- h1.c: HTTP/1, read and kept ----------------------------------------- */
 
 void h1_init(struct h1 *, struct end *, enum side, const struct config *);
 void h1_clear(struct h1 *);
+enum why h1_try_head(struct h1 *, struct head *, struct fail *); /* no wait */
+struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
+void h1_content_begin(struct h1 *, enum h1_state, uint64_t left);
+
+/* ---- h1parse.c: HTTP/1 out of bytes -------------------------------------- */
+
+enum h1_field { /* fields that a codec of HTTP/1 acts upon */
+                F_OTHER,
+                F_CONNECTION,
+                F_EXPECT,
+                F_HOST,
+                F_LENGTH,
+                F_CODING,
+                F_TE,
+                F_TRAILER,
+                F_UPGRADE,
+};
+enum h1_field h1_field_of(struct span name);
+enum why h1_section_end(const char *raw, size_t len, size_t *scanned,
+                        size_t *end);
+size_t h1_blank_line(const char *raw, size_t len, enum side from);
 enum why h1_parse_head(const char *raw, size_t len, enum side from,
                        const struct h1_limits *, struct head *, size_t *used,
                        struct fail *);
-enum why h1_try_head(struct h1 *, struct head *, struct fail *); /* no wait */
+enum why h1_parse_more(const char *raw, size_t len, enum side from,
+                       bool to_connect, const struct h1_limits *,
+                       size_t *scanned, struct head *, size_t *used,
+                       struct fail *);
+enum why h1_parse_fields(const char *at, enum side from,
+                         const struct h1_limits *, struct head *,
+                         struct fail *);
 enum why h1_parse_chunks(struct h1_chunks *, const char *raw, size_t len,
                          size_t *used, struct span *data, struct fail *);
-struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
+
+/* ---- h1write.c: HTTP/1 into bytes ---------------------------------------- */
+
+enum why h1_write_head(struct http *, const struct head *, struct fail *);
+enum why h1_write_body(struct http *, struct span, struct fail *);
+enum why h1_write_end(struct http *, const struct head *trailers,
+                      struct fail *);
+enum why h1_flush(struct http *, struct fail *);
+
+/* ---- websocket.c: its key, where versions meet --------------------------- */
+
+void ws_note_key(struct h1 *, const struct head *);       /* as a server */
+bool ws_accept(const char *key, char out[32]);            /* as a server */
+bool ws_make_key(struct h1 *, const struct head *);       /* as a client */
+bool ws_accepted(const struct h1 *, const struct head *); /* as a client */
 
 /* ---- fields.c: heads in the fields of HTTP/2 and 3 ----------------------- */
 
