@@ -1104,11 +1104,30 @@ void end_drop_buffer(struct end *);  /* while nothing is buffered */
 void end_cut(struct end *);
 /* The two are each other's peer, by socketpair(2); false: no memory. */
 bool end_pair(struct end *, struct end *);
-bool end_chose_h2(const struct end *); /* by ALPN */
+/* Its socket, for layer.c. */
+enum why sock_recv(struct end *, void *buf, size_t cap, int flags, size_t *n,
+                   struct fail *);
+enum why sock_send(struct end *, struct iovec *, int n, int flags,
+                   struct fail *);
+
+/* ---- layer.c: TLS over an end's socket, or over TLS ---------------------- */
+
 enum why end_handshake(struct end *, gnutls_session_t, int64_t deadline,
                        struct fail *); /* takes the session */
+bool end_chose_h2(const struct end *); /* by ALPN */
 void end_alert(struct end *, gnutls_alert_description_t);
 gnutls_session_t end_session(const struct end *); /* NULL: plain */
+/* For end.c. */
+enum why layer_read(struct end *, struct tls *, void *buf, size_t cap,
+                    size_t *n, struct fail *); /* NULL: the socket */
+enum why layer_write(struct end *, struct iovec *, int n, struct fail *);
+enum why layer_try_write(struct end *, const void *at, size_t len, size_t *n,
+                         struct fail *);
+enum why layer_finish(struct end *, struct fail *);
+bool layer_pending(struct tls *, void *buf, size_t cap, size_t *n);
+bool layer_take_in(struct end *);
+void layer_drop_buffers(struct tls *);
+void layer_free(struct tls *);
 
 /* ---- fail.c: reasons, and the clock -------------------------------------- */
 
