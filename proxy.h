@@ -146,6 +146,8 @@ struct parent { /* a proxy that leads on; referred to by whoever uses it */
     /* any thread */
     atomic_bool ourselves;  /* an environment that leads back to us */
     atomic_uint alpn;       /* what it last chose; 0: not known */
+    atomic_int n_asking;    /* SOCKS: who wait for its answer */
+    atomic_uint n_answers;  /* and how many of them have got one */
     atomic_int n_failed;    /* in a row */
     atomic_llong out_until; /* ms: left out so long */
 };
@@ -586,7 +588,7 @@ struct stream {
     bool submitted; /* client role: the request was */
     bool answered;  /* server role: its final head was */
     bool closed, local_end, remote_end, deferred, held;
-    uint64_t asked; /* server role: number of the PING behind our answer */
+    uint64_t asked;   /* server role: number of the PING behind our answer */
     int64_t moved_at; /* ms: when the peer last took content */
 };
 
@@ -646,13 +648,13 @@ struct demux_user { /* whoever has the datagrams */
 };
 
 enum calm_kind { /* frames that cost us and ask for nothing (calm.c) */
-    CALM_RESETS,
-    CALM_SETTINGS,
-    CALM_PINGS,
-    CALM_EMPTY,
-    CALM_PRIORITIES,
-    CALM_UPDATES,
-    CALM_KINDS
+                 CALM_RESETS,
+                 CALM_SETTINGS,
+                 CALM_PINGS,
+                 CALM_EMPTY,
+                 CALM_PRIORITIES,
+                 CALM_UPDATES,
+                 CALM_KINDS
 };
 
 struct budget { /* in 1/CALM_MS of a frame */
