@@ -765,13 +765,13 @@ reach(const struct client *c, struct secure *s, struct sessions *ss,
 
     up->origin = parent_itself;
     if (p->tls && atomic_load(&p->alpn) != ALPN_HTTP1 && !fresh) {
-        taken = session_take(ss, c, &parent_itself, p, up);
+        taken = session_take(ss, c, &parent_itself, p, HTTP_2, up);
         if (!taken)
             turn = sessions_turn(
                 ss, &parent_itself, p,
                 now_ms() + (c->conf->dns_s + 2 * c->conf->connect_s) * 1000LL);
         if (!taken && turn == NULL)
-            taken = session_take(ss, c, &parent_itself, p, up);
+            taken = session_take(ss, c, &parent_itself, p, HTTP_2, up);
         if (taken) /* next to nothing, or another's dialling */
             up->hop.connect_us = now_us() - from;
     }

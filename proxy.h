@@ -207,7 +207,9 @@ struct config {
     struct env_ways env;
     struct parent_rule *rules; /* [parent NAME], in their order */
     size_t n_rules;
-    struct match *h2c; /* plain hosts that are spoken to in HTTP/2 */
+    struct match *h2c;         /* plain hosts that are spoken to in HTTP/2 */
+    struct match *http3_hosts; /* hosts that are tried in HTTP/3 */
+    bool http3_auto; /* and all that say by Alt-Svc that they speak it */
 
     /* [http2] */
     int streams, streams_total, window_kib, session_kib, stall_s;
@@ -225,6 +227,7 @@ struct config {
     /* [intercept] */
     bool intercept;
     enum alpn_mode { ALPN_MIRROR, ALPN_ALWAYS_H2, ALPN_NEVER_H2 } alpn;
+    bool alt_svc_keep; /* Alt-Svc of intercepted origins goes down, too */
     struct match *only, *except; /* empty only: everything */
     char *dir;                   /* the CA's home; NULL: ~/.weir */
     int leaf_days, leaf_cache, sniff_ms;
@@ -679,7 +682,13 @@ struct origin {
 };
 
 /* A set; http/1.0 is HTTP, but nothing that a server would choose. */
-enum alpn { ALPN_HTTP1 = 1, ALPN_H2 = 2, ALPN_HTTP10 = 4, ALPN_OTHER = 8 };
+enum alpn {
+    ALPN_HTTP1 = 1,
+    ALPN_H2 = 2,
+    ALPN_HTTP10 = 4,
+    ALPN_OTHER = 8,
+    ALPN_H3 = 16
+};
 
 struct names { /* what a certificate names: "dns\0dns\0ip\0" */
     size_t len;
@@ -705,6 +714,8 @@ struct hop {                       /* a parent on the way, for the log */
     int64_t connect_us, answer_us; /* -1: there was none */
 };
 
+enum { ALT_USED_MAX = HOST_MAX + 16 };
+
 struct upstream { /* a way to an origin; belongs to whoever took it */
     struct origin origin;
     struct parent *parent; /* that it leads through; NULL: none */
@@ -717,6 +728,7 @@ struct upstream { /* a way to an origin; belongs to whoever took it */
     struct session *session; /* whose stream it is (session.c) */
     struct http *http;       /* what to speak on; NULL: bare, TLS not begun */
     char addr[ADDR_MAX];     /* the peer's address */
+    char alt_used[ALT_USED_MAX]; /* where Alt-Svc led to; "": not by it */
     struct clock_marks took;
     bool reused;       /* carried an exchange before this one */
     bool plain_only;   /* HTTP/1 was all we offered: for an upgrade */
@@ -824,6 +836,8 @@ struct exchange {
     struct upstream *up;   /* a way that may serve, or NULL; afterwards one that
                               is idle (or raw: EXCHANGE_RAW), or NULL */
     int64_t begun_us;      /* when the request's head was complete */
+    /* its own */
+    bool alt_used; /* the request says so */
     /* for the log */
     struct origin origin;
     struct clock_marks took;
@@ -960,6 +974,7 @@ enum setting_kind {
     KIND_MATCH,    /* struct match * */
     KIND_RESOLVE,  /* list of struct resolve_conf; the key is any name */
     KIND_NO_PROXY, /* struct match *, read as curl does */
+    KIND_HTTP3,    /* struct match *, and the word "auto" */
     KIND_WAYS,     /* struct ways; secret */
     KIND_URL,      /* [parent NAME] url: struct ways of a rule; secret */
     KIND_HOSTS,    /* [parent NAME] hosts: struct match * of a rule */
@@ -1112,6 +1127,7 @@ void head_clear(struct head *); /* memory too */
 struct span head_text(struct head *, const char *, size_t); /* copied in */
 bool head_add(struct head *, struct span name, struct span value); /* copies */
 bool head_put(struct head *, struct span name, struct span value); /* lends */
+void head_remove(struct head *, const char *name);        /* all of that name */
 struct span head_joined(struct head *, const char *name); /* all, as one list */
 const struct field *head_find(const struct head *, const char *name,
                               const struct field *after); /* NULL: first */
@@ -1294,10 +1310,10 @@ struct quic_user {
     void (*confirmed)(void *arg); /* the handshake is complete */
     bool (*data)(void *arg, int64_t id, const void *at, size_t len, bool fin);
     void (*acked)(void *arg, int64_t id, size_t len);
-    void (*stopped)(void *arg, int64_t id); /* we get no more of it */
+    /* The peer sends no more of it, though it has not finished. */
+    bool (*cut_off)(void *arg, int64_t id, uint64_t code);
     void (*closed)(void *arg, int64_t id, uint64_t code); /* forget it */
-    void (*room)(void *arg, int64_t id);   /* it may be written again */
-    void (*more)(void *arg, uint64_t max); /* streams the peer may open */
+    void (*room)(void *arg, int64_t id); /* it may be written again */
     void (*gram)(void *arg, const void *at, size_t len);
     /* What next?  Fills in iov, *id and *fin; n < 0: quic_end() was called;
      * *id < 0: nothing. */
@@ -1328,15 +1344,17 @@ enum why quic_write(struct quic *, struct fail *);
 int64_t quic_until_us(const struct quic *); /* when to quic_expire() */
 void quic_rest(struct quic *);              /* buffers go back */
 void quic_end(struct quic *, uint64_t code, const char *cause);
+void quic_hush(struct quic *);
 void quic_goodbye(struct quic *); /* the peer is told of quic_end(), once */
 bool quic_open(struct quic *, bool both_ways, int64_t *id); /* false: wait */
 void quic_stop(struct quic *, int64_t id, uint64_t code);   /* reading */
 void quic_cut(struct quic *, int64_t id, uint64_t code);    /* writing */
 void quic_credit(struct quic *, int64_t id, size_t len); /* id < 0: of none */
 void quic_credit_streams(struct quic *, size_t n);
-void quic_keep_alive(struct quic *, int ms); /* 0: do not */
-size_t quic_gram_max(const struct quic *);   /* 0: the peer takes none */
-bool quic_is_ready(const struct quic *);     /* the handshake is complete */
+size_t quic_streams_left(const struct quic *); /* that we may open */
+void quic_keep_alive(struct quic *, int ms);   /* 0: do not */
+size_t quic_gram_max(const struct quic *);     /* 0: the peer takes none */
+bool quic_is_ready(const struct quic *);       /* the handshake is complete */
 gnutls_session_t quic_session(const struct quic *);
 struct leaf *quic_leaf(gnutls_session_t); /* for mitm.c */
 struct quic_bytes {                       /* of UDP payload */
@@ -1543,6 +1561,7 @@ uint64_t leaves_minted(struct leaves *); /* made since the start */
 /* ---- hello.c: what a ClientHello says ------------------------------------ */
 
 enum why hello_parse(const void *raw, size_t len, struct hello *);
+bool hello_extension(struct hello *, unsigned type, const void *, size_t len);
 enum why hello_read(struct end *, int64_t deadline, struct hello *,
                     struct fail *); /* consumes nothing */
 
@@ -1583,9 +1602,18 @@ extern struct resolver dns_resolver; /* set before the first lookup */
 
 /* ---- dial.c: host and port -> connected socket --------------------------- */
 
+enum { DIAL_MAX = 8 }; /* addresses tried for one name */
 enum why dial(const struct client *, const char *host, uint16_t port,
               enum access, int *fd, char addr[ADDR_MAX], struct clock_marks *,
               struct fail *);
+enum why dial_watched(const struct client *, const char *host, uint16_t port,
+                      enum access, const struct watch *, int *fd,
+                      char addr[ADDR_MAX], struct clock_marks *, struct fail *);
+enum why dial_addresses(const struct client *, const char *host, uint16_t port,
+                        enum access, struct address[DIAL_MAX], size_t *n,
+                        struct clock_marks *, struct fail *);
+enum why dial_udp_at(const struct address *, int *fd, char addr[ADDR_MAX],
+                     struct fail *);
 enum why dial_udp(const struct client *, const char *host, uint16_t port,
                   enum access, int *fd, char addr[ADDR_MAX],
                   struct clock_marks *, struct fail *);
@@ -1602,6 +1630,28 @@ enum why breaker_ask(struct breaker *, const char *host, uint16_t port,
                      bool *trial, struct fail *);
 void breaker_tell(struct breaker *, const char *host, uint16_t port, bool trial,
                   const struct fail *, uint64_t conn);
+
+/* ---- altsvc.c: which origins speak HTTP/3 -------------------------------- */
+
+struct altsvc {              /* where an origin says that it speaks HTTP/3 */
+    char host[HOST_MAX + 1]; /* "": its own */
+    uint16_t port;
+    int64_t ma_s; /* for how long that is to be believed */
+    bool persist; /* also behind another network */
+};
+enum altsvc_said { ALTSVC_WRONG, ALTSVC_NONE, ALTSVC_H3 };
+enum altsvc_said altsvc_parse(struct span value, struct altsvc *);
+struct altsvcs; /* what is remembered; now: ms */
+struct altsvcs *altsvcs_new(void);
+void altsvcs_free(struct altsvcs *);
+void altsvc_learn(struct altsvcs *, const struct origin *, struct span value,
+                  uint64_t age_s, int64_t now);
+void altsvc_forget(struct altsvcs *, const struct origin *);
+bool altsvc_find(struct altsvcs *, const struct origin *, int64_t now,
+                 struct altsvc *);
+bool altsvc_is_broken(struct altsvcs *, const struct origin *, int64_t now);
+int64_t altsvc_failed(struct altsvcs *, const struct origin *, int64_t now);
+void altsvc_worked(struct altsvcs *, const struct origin *);
 
 /* ---- parent.c: ways out through other proxies -------------------------------
  */
@@ -1678,6 +1728,11 @@ void upstream_free(struct upstream *);  /* closes; NULL: nothing */
 bool upstream_has(const struct client *, const struct origin *);
 bool upstream_known(const struct client *, const struct origin *,
                     struct known *);
+/* Shall upstream_take() be asked, even if a bare way over TCP is at hand? */
+bool upstream_tries_quic(const struct client *, const struct origin *,
+                         struct span upgrade);
+void upstream_learn(const struct client *, const struct upstream *,
+                    struct head *); /* of an answer: its Alt-Svc */
 bool origin_same(const struct origin *, const struct origin *);
 /* Can this way serve that origin, as the settings are now? */
 bool upstream_fits(const struct client *, const struct upstream *,
@@ -1689,19 +1744,25 @@ void upstream_judge(const struct client *, struct upstream *,
 void upstream_note_request(struct client *, const struct head *);
 struct told *told_copy(const struct told *); /* the caller's to free() */
 
-/* ---- session.c: HTTP/2 connections that exchanges share ------------------ */
+/* ---- session.c: HTTP/2 and 3 connections that exchanges share ------------ */
 
 struct sessions;
 struct dialling;
-struct sessions *sessions_new(struct secure *);
+struct sessions *sessions_new(struct secure *, struct altsvcs *);
 void sessions_free(struct sessions *);
 void sessions_reap(struct sessions *);
 enum why session_start(struct sessions *, const struct client *,
                        struct upstream *, struct fail *);
+enum why session_start_quic(struct sessions *, const struct client *,
+                            struct upstream *, int fd, struct fail *);
+enum why session_ready(const struct upstream *, int64_t until, struct fail *);
+void session_failed(struct sessions *, const struct origin *,
+                    const struct fail *); /* in HTTP/3 */
 bool session_take(struct sessions *, const struct client *,
-                  const struct origin *, const struct parent *,
+                  const struct origin *, const struct parent *, enum version,
                   struct upstream *);
 bool session_extended(const struct upstream *);
+bool session_is_quic(const struct upstream *);
 struct dialling *sessions_turn(struct sessions *, const struct origin *,
                                const struct parent *, int64_t until);
 void sessions_turned(struct sessions *, struct dialling *);
