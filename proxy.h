@@ -146,6 +146,8 @@ struct parent { /* a proxy that leads on; referred to by whoever uses it */
     /* any thread */
     atomic_bool ourselves;  /* an environment that leads back to us */
     atomic_uint alpn;       /* what it last chose; 0: not known */
+    atomic_int n_asking;    /* SOCKS: who wait for its answer */
+    atomic_uint n_answers;  /* and how many of them have got one */
     atomic_int n_failed;    /* in a row */
     atomic_llong out_until; /* ms: left out so long */
 };

@@ -388,6 +388,43 @@ END
     is curl($own, $http)->{code}, 403, 'ourselves as a parent: 403';
     $_->stop for @w, $own;
 }
+for my $other ('socks5', 'http') { # SOCKS has no Via: found out all the same
+    my @port = (free_port(), free_port());
+    my @w = map {
+        my $scheme = $_ ? $other : 'socks5';
+        Weir->start(listen => "127.0.0.1:$port[$_]", set => [ @set,
+            "upstream.parent=$scheme://127.0.0.1:$port[1 - $_]" ])
+    } 0, 1;
+    my $from = time;
+    my $r = curl($w[0], $http);
+    is $r->{code}, 502, "a loop by socks5 and $other is refused";
+    like $r->{out}, qr/socks5:\/\/\S+ answered [12]/, 'says who refused';
+    cmp_ok time - $from, '<', 5, 'soon';
+    like $w[0]->log . $w[1]->log, qr/why=loop.*seems to ask us/, 'as a loop';
+    is curl(undef, '--socks5-hostname', $w[0]->addr, $http)->{exit}, 97,
+        'a client of SOCKS, too';
+    $_->stop for @w;
+}
+{ # a crowd of clients on the parent's machine is no loop
+    my $l = listener();
+    my $w = weir('upstream.parent=socks5://127.0.0.1:' . $l->port);
+    my @c = map {
+        my $c = $w->client;
+        $c->put("CONNECT crowd.test:443 HTTP/1.1\r\nHost: x\r\n\r\n");
+        $c;
+    } 1 .. 80;
+    for my $n (1 .. 80) { # one after the other: some have to wait
+        my $s = $l->accept;
+        $s->get(3);
+        $s->put("\5\0");
+        $s->get(17);
+        $s->put("\5\0\0\1\0\0\0\0\0\0");
+        push $w->{kept}->@*, $s;
+    }
+    my @got = map { $_->get_answer(connect => 1)->{status} } @c;
+    is scalar(grep { $_ == 200 } @got), 80, 'a crowd is no loop' or diag "@got";
+    $w->stop;
+}
 
 # ---- mistakes in settings: told, without the password
 for ('ftp://u:sEcr3t@h:1', 'http://u:sEcr3t@', 'http://u:sEcr3t%zz@h', 'http://u:sEcr3t@h:0',
