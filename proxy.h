@@ -1765,6 +1765,8 @@ enum why bridge_stream(struct stream *, struct end *, int idle_ms,
 struct secure; /* trust, resumption data, remembered origins */
 struct secure *secure_new(const struct config *, char *err, size_t cap);
 void secure_free(struct secure *);
+bool secure_reload(struct secure *, const struct config *, char *err,
+                   size_t cap); /* the CAs */
 enum why secure_connect(struct secure *, const struct client *,
                         struct upstream *, unsigned alpn, struct fail *);
 enum why secure_parent(struct secure *, const struct client *, struct end *,
@@ -1785,6 +1787,8 @@ const char *cert_text(int status); /* why a certificate was refused */
 
 struct upstreams *upstreams_new(const struct config *, char *err, size_t cap);
 void upstreams_free(struct upstreams *);
+bool upstreams_reload(struct upstreams *, const struct config *, char *err,
+                      size_t cap);
 void upstreams_reap(struct upstreams *,
                     const struct config *); /* once a second: closes the old */
 
