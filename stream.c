@@ -147,6 +147,21 @@ call(struct stream *s)
     hub_wake(h);
 }
 
+/* Needs hub->lock. */
+static struct stream *
+next_call(struct hub *h)
+{
+    struct stream *s = h->calls;
+
+    if (s == NULL)
+        return NULL;
+    s->called = false;
+    h->calls = s->next_call;
+    if (h->calls == NULL)
+        h->last_call = NULL;
+    return s;
+}
+
 /* The owner's: who calls?  He may call again from now on. */
 struct stream *
 hub_call(struct hub *h)
@@ -154,15 +169,25 @@ hub_call(struct hub *h)
     struct stream *s;
 
     pthread_mutex_lock(&h->lock);
-    s = h->calls;
-    if (s != NULL) {
-        s->called = false;
-        h->calls = s->next_call;
-        if (h->calls == NULL)
-            h->last_call = NULL;
-    }
+    s = next_call(h);
     pthread_mutex_unlock(&h->lock);
     return s;
+}
+
+/* Bytes of which the peer was not told that they were read; they count as told
+ * from now on.  Needs hub->lock. */
+static size_t
+take_unread(struct stream *s)
+{
+    size_t n = s->credit;
+
+    s->credit = 0;
+    s->hub->owed -= n < s->hub->owed ? n : s->hub->owed;
+    if (s->done || s->aborted) {
+        n += s->in.len;
+        s->in.start = s->in.len = 0;
+    }
+    return n;
 }
 
 /* Something has come for the owner that is no call.  Any thread. */
@@ -173,6 +198,52 @@ hub_nudge(struct hub *h)
     h->nudged = true;
     hub_wake(h);
     pthread_mutex_unlock(&h->lock);
+}
+
+/* What its user calls for; his heads become the owner's.  Needs hub->lock. */
+static void
+note_call(struct stream *s, struct call *c)
+{
+    struct packed **end = &s->sending;
+
+    while (*end != NULL)
+        end = &(*end)->next;
+    *end = s->out_heads;
+    s->out_heads = NULL;
+    *c = (struct call){.content = s->out.len > 0,
+                       .end = s->out_end,
+                       .tail = s->out_tail != NULL,
+                       .aborted = s->aborted,
+                       .done = s->done,
+                       .unwanted = s->unwanted,
+                       .why = s->abort_why,
+                       .serve = s->serve,
+                       .serve_arg = s->serve_arg};
+    s->serve = NULL;
+    if (!s->unwanted || s->done)
+        c->credit = take_unread(s);
+}
+
+/* hub_call(), and what for; the heads are in s->sending. */
+struct stream *
+hub_take(struct hub *h, struct call *c)
+{
+    struct stream *s;
+
+    pthread_mutex_lock(&h->lock);
+    if ((s = next_call(h)) != NULL)
+        note_call(s, c);
+    pthread_mutex_unlock(&h->lock);
+    return s;
+}
+
+/* The same of a stream that has called before.  The owner's. */
+void
+stream_call(struct stream *s, struct call *c)
+{
+    pthread_mutex_lock(&s->hub->lock);
+    note_call(s, c);
+    pthread_mutex_unlock(&s->hub->lock);
 }
 
 /* The owner's: about to poll.  False: somebody calls, or has nudged him. */
@@ -261,8 +332,10 @@ tell(struct stream *s)
     if (s->n_waiting > 0)
         pthread_cond_broadcast(&s->news);
     for (int i = 0; i < 2; i++)
-        if (s->fibers[i] != NULL)
+        if (s->fibers[i] != NULL) {
             fiber_wake(s->fibers[i]);
+            s->fibers[i] = NULL; /* once is enough */
+        }
 }
 
 /* For the owner, who has the lock. */
@@ -275,9 +348,8 @@ stream_tell(struct stream *s)
 /* Sleep until told, or until a point in time.  False: it has come.  Needs
  * hub->lock. */
 static bool
-sleep_until(struct stream *s, bool reads, int64_t until)
+sleep_until(struct stream *s, bool reads, int64_t now, int64_t until)
 {
-    int64_t left;
     bool told;
 
     if (!fiber_here()) {
@@ -286,13 +358,13 @@ sleep_until(struct stream *s, bool reads, int64_t until)
         s->n_waiting--;
         return told;
     }
-    left = until - now_ms();
     s->fibers[reads] = fiber_self();
     pthread_mutex_unlock(&s->hub->lock);
-    fiber_sleep(-1, 0, left > 0 ? (int)left : 0);
+    fiber_sleep(-1, 0, until > now ? (int)(until - now) : 0);
     pthread_mutex_lock(&s->hub->lock);
+    told = s->fibers[reads] == NULL;
     s->fibers[reads] = NULL;
-    return now_ms() < until;
+    return told;
 }
 
 static struct stream *
@@ -301,20 +373,23 @@ of(struct http *http)
     return (struct stream *)http;
 }
 
-/* One wait for news, in a read or a write that began at `from` ms.  The watch
- * and http.idle_ms are the reader's.  Needs hub->lock.  WHY_NONE: look again.
- */
+/* One wait for news, in a read or a write whose first wait was at *from ms, or
+ * is now (0).  The watch and http.idle_ms are the reader's.  Needs hub->lock.
+ * WHY_NONE: look again. */
 static enum why
-wait_news(struct stream *s, bool reads, int64_t from, const char *op,
+wait_news(struct stream *s, bool reads, int64_t *from, const char *op,
           struct fail *f)
 {
     const struct watch *watch = reads ? s->http.watch : NULL;
     int idle_ms = reads && s->http.idle_ms != 0 ? s->http.idle_ms : s->idle_ms;
-    int64_t until = from + idle_ms, next = until;
+    int64_t now = now_ms(), until, next;
 
-    if (watch != NULL && now_ms() + WATCH_MS < next)
-        next = now_ms() + WATCH_MS;
-    if (sleep_until(s, reads, next))
+    if (*from == 0)
+        *from = now;
+    next = until = *from + idle_ms;
+    if (watch != NULL && now + WATCH_MS < next)
+        next = now + WATCH_MS;
+    if (sleep_until(s, reads, now, next))
         return WHY_NONE;
     if (watch != NULL) {
         bool over;
@@ -365,7 +440,7 @@ static enum why
 stream_read_head(struct http *http, struct head *head, struct fail *f)
 {
     struct stream *s = of(http);
-    int64_t from = now_ms();
+    int64_t from = 0;
     struct got *got = NULL;
     enum why why = WHY_NONE;
 
@@ -376,7 +451,7 @@ stream_read_head(struct http *http, struct head *head, struct fail *f)
         else if (s->aborted)
             why = fail_own(f, SIDE_WEIR, WHY_OVER, "read head");
         else
-            why = wait_news(s, true, from,
+            why = wait_news(s, true, &from,
                             http->side == SIDE_CLIENT ? "read request head"
                                                       : "read answer head",
                             f);
@@ -433,9 +508,8 @@ stream_read_body(struct http *http, struct span *data, struct fail *f)
         } else if (s->broken.why != WHY_NONE) {
             why = fail_broken(s, f);
         } else {
-            if (from == 0)
-                from = now_ms();
-            if ((why = wait_news(s, true, from, "read content", f)) == WHY_NONE)
+            why = wait_news(s, true, &from, "read content", f);
+            if (why == WHY_NONE)
                 why = WHY_MORE;
         }
     }
@@ -537,9 +611,8 @@ hand_over(struct stream *s, struct fail *f)
     pthread_mutex_lock(&h->lock);
     while ((why = cannot_write(s, f)) == WHY_NONE && s->out.len > 0 &&
            s->out.len + s->wr.len > OUT_MAX) {
-        if (from == 0)
-            from = now_ms();
-        if ((why = wait_news(s, false, from, "write to stream", f)) != WHY_NONE)
+        if ((why = wait_news(s, false, &from, "write to stream", f)) !=
+            WHY_NONE)
             break;
     }
     if (why == WHY_NONE) {
@@ -798,6 +871,7 @@ stream_free(struct stream *s)
     if (s->tail != NULL)
         head_clear(s->tail);
     free(s->tail);
+    packed_free(s->sending);
     packed_free(s->out_heads);
     packed_free(s->out_tail);
     packed_free(s->wr_heads);
@@ -960,13 +1034,7 @@ stream_unread(struct stream *s)
     size_t n;
 
     pthread_mutex_lock(&s->hub->lock);
-    n = s->credit;
-    s->credit = 0;
-    s->hub->owed -= n < s->hub->owed ? n : s->hub->owed;
-    if (s->done || s->aborted) {
-        n += s->in.len;
-        s->in.start = s->in.len = 0;
-    }
+    n = take_unread(s);
     pthread_mutex_unlock(&s->hub->lock);
     return n;
 }
