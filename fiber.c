@@ -192,7 +192,6 @@ forget_wake(struct fibers *fs, struct fiber *f)
 static void
 go_on(struct fibers *fs, struct fiber *f)
 {
-    forget_wake(fs, f);
     here = f;
     tsan_switch(f->tsan);
     change(fs->owner, &f->at);
@@ -454,12 +453,15 @@ fibers_clear(struct fibers *fs)
 }
 
 static struct fiber *
-next_woken(struct fibers *fs)
+take_woken(struct fibers *fs)
 {
     struct fiber *f;
 
     pthread_mutex_lock(&fs->lock);
-    f = TAILQ_FIRST(&fs->woken);
+    if ((f = TAILQ_FIRST(&fs->woken)) != NULL) {
+        TAILQ_REMOVE(&fs->woken, f, waking);
+        f->woken = false;
+    }
     pthread_mutex_unlock(&fs->lock);
     return f;
 }
@@ -493,7 +495,7 @@ fibers_run(struct fibers *fs)
     if (fs->n == 0)
         return false;
     wake_late(fs);
-    for (size_t left = fs->n; left > 0 && (f = next_woken(fs)) != NULL;
+    for (size_t left = fs->n; left > 0 && (f = take_woken(fs)) != NULL;
          left--) {
         go_on(fs, f);
         any = true;

@@ -37,6 +37,7 @@ enum {
     PING_MS = 3000,     /* and has so long to answer */
     TRIM_STREAMS = 50,  /* served: there may be memory to give back */
     UNHEARD_MS = 2000,  /* for a client that does not even answer a PING */
+    SPARE = 128,        /* streams kept for the next ones */
     BOMB = 3,           /* times head_bytes that a head may unpack to */
 };
 
@@ -294,7 +295,7 @@ take_request(struct h2 *h, int32_t id, bool ends)
     s->extended = head.upgrade.len > 0;
     s->connect = s->extended || head.method_id == METHOD_CONNECT;
     s->head_only = head.method_id == METHOD_HEAD;
-    s->remote_end = s->in_end = ends;
+    s->remote_end = s->in_end = s->saw_end = ends;
     list_add(h, s);
     nghttp2_session_set_stream_user_data(h->ng, id, s);
     if (!stream_put_head(s, &head)) {
@@ -997,6 +998,7 @@ give_back(struct h2 *h)
         store_clear(&h->out);
     if (h->fibers.n_free > h->fibers.n)
         fibers_rest(&h->fibers);
+    hub_rest(&h->hub, false);
 }
 
 /* Twice a second. */
@@ -1284,8 +1286,10 @@ h2_new(struct end *end, enum side side, const struct config *conf,
     limits_init(h, conf);
     if (hub_init(&h->hub) &&
         fibers_init(&h->fibers, (size_t)conf->stack_kib * 1024) &&
-        library_init(h, conf))
+        library_init(h, conf)) {
+        h->hub.max_spare = SPARE;
         return h;
+    }
     h2_free(h);
     return NULL;
 }
@@ -1339,6 +1343,7 @@ h2_run(struct h2 *h, int linger_ms, struct fail *f)
     h->end->no_wait = false;
     store_clear(&h->out);
     fibers_rest(&h->fibers);
+    hub_rest(&h->hub, true);
     if (h->n_served >= h->trim_at) {
         h->trim_at = h->n_served + TRIM_STREAMS;
         atomic_store(&h->user.weir->trim, true);

@@ -518,6 +518,8 @@ struct hub {
     size_t n_live;                    /* streams whose user is not through */
     size_t owed;                      /* bytes read, no credit given yet */
     pthread_cond_t left;              /* n_live is 0 */
+    struct stream *spare;             /* waiting for use, linked by next */
+    size_t n_spare, max_spare;        /* 0: none are kept */
     /* HTTP/3: datagrams on their way out, each behind a struct gram_head */
     struct store grams;
     size_t gram_max; /* the largest that fits; 0: the peer takes none */
@@ -586,6 +588,8 @@ struct stream {
     bool submitted; /* client role: the request was */
     bool answered;  /* server role: its final head was */
     struct packed *sending; /* heads, taken over from out_heads */
+    struct got first;       /* in: room for a head */
+    bool had_first;
     bool closed, local_end, remote_end, deferred, held;
     uint64_t asked;   /* server role: number of the PING behind our answer */
     int64_t moved_at; /* ms: when the peer last took content */
@@ -1228,6 +1232,7 @@ struct stream *hub_take(struct hub *, struct call *); /* and for what */
 void hub_wake(struct hub *);           /* needs hub->lock */
 bool hub_sleep(struct hub *);          /* false: somebody calls, look again */
 void hub_awake(struct hub *);
+void hub_rest(struct hub *, bool all); /* spare streams go back */
 void hub_nudge(struct hub *);     /* any thread: look again, it is no call */
 void hub_over(struct hub *);      /* every stream is broken */
 bool hub_over_idle(struct hub *); /* the same, if nobody uses one */

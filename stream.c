@@ -105,11 +105,50 @@ hub_clear(struct hub *h)
 {
     if (h->wake_fd < 0)
         return;
+    hub_rest(h, true);
     close(h->wake_fd);
     h->wake_fd = -1;
     store_clear(&h->grams);
     pthread_mutex_destroy(&h->lock);
     pthread_cond_destroy(&h->left);
+}
+
+static void
+spare_free(struct stream *s)
+{
+    store_clear(&s->in);
+    store_clear(&s->taken);
+    store_clear(&s->out);
+    store_clear(&s->wr);
+    free(s);
+}
+
+/* Give back the streams that wait for use, if they are more than those in use,
+ * or all of them.  The owner's. */
+void
+hub_rest(struct hub *h, bool all)
+{
+    struct stream *s = NULL, *next;
+
+    pthread_mutex_lock(&h->lock);
+    if (all || h->n_spare > h->n_live) {
+        s = h->spare;
+        h->spare = NULL;
+        h->n_spare = 0;
+    }
+    pthread_mutex_unlock(&h->lock);
+    for (; s != NULL; s = next) {
+        next = s->next;
+        spare_free(s);
+    }
+}
+
+/* A stream's user is through.  Needs hub->lock. */
+static void
+one_left(struct hub *h)
+{
+    if (--h->n_live == 0)
+        pthread_cond_broadcast(&h->left);
 }
 
 /* Have the owner look.  Needs hub->lock. */
@@ -463,7 +502,8 @@ stream_read_head(struct http *http, struct head *head, struct fail *f)
         return why;
     head_clear(head);
     *head = got->head;
-    free(got);
+    if (got != &s->first)
+        free(got);
     http->n_in = 0;
     return WHY_NONE;
 }
@@ -820,31 +860,37 @@ static const struct http_ops ops = {
 struct stream *
 stream_new(struct hub *h, enum side side, enum version version, int idle_ms)
 {
-    struct stream *s = calloc(1, sizeof *s);
+    struct stream *s = NULL;
     bool over;
 
-    if (s == NULL)
+    pthread_mutex_lock(&h->lock);
+    if (!(over = h->over)) {
+        h->n_live++;
+        if ((s = h->spare) != NULL) {
+            h->spare = s->next;
+            h->n_spare--;
+        }
+    }
+    pthread_mutex_unlock(&h->lock);
+    if (over)
         return NULL;
+    if (s == NULL && (s = calloc(1, sizeof *s)) == NULL) {
+        pthread_mutex_lock(&h->lock);
+        one_left(h);
+        pthread_mutex_unlock(&h->lock);
+        return NULL;
+    }
     s->http.ops = &ops;
     s->http.side = side;
     s->http.version = version;
     s->hub = h;
+    s->next = NULL;
     s->id = -1;
     s->idle_ms = idle_ms;
     s->n_refs = 2;
     pthread_cond_init(&s->news, NULL);
     pthread_mutex_init(&s->gram_lock, NULL);
-    pthread_mutex_lock(&h->lock);
-    over = h->over;
-    if (!over)
-        h->n_live++;
-    pthread_mutex_unlock(&h->lock);
-    if (!over)
-        return s;
-    pthread_mutex_destroy(&s->gram_lock);
-    pthread_cond_destroy(&s->news);
-    free(s);
-    return NULL;
+    return s;
 }
 
 static void
@@ -858,15 +904,17 @@ packed_free(struct packed *p)
     }
 }
 
+/* All but the struct and its buffers. */
 static void
-stream_free(struct stream *s)
+stream_clear(struct stream *s)
 {
     while (s->heads != NULL) {
         struct got *got = s->heads;
 
         s->heads = got->next;
         head_clear(&got->head);
-        free(got);
+        if (got != &s->first)
+            free(got);
     }
     if (s->tail != NULL)
         head_clear(s->tail);
@@ -876,14 +924,49 @@ stream_free(struct stream *s)
     packed_free(s->out_tail);
     packed_free(s->wr_heads);
     packed_free(s->wr_tail);
-    store_clear(&s->in);
-    store_clear(&s->taken);
-    store_clear(&s->out);
-    store_clear(&s->wr);
     store_clear(&s->unheard);
     pthread_mutex_destroy(&s->gram_lock);
     pthread_cond_destroy(&s->news);
-    free(s);
+}
+
+static void
+stream_free(struct stream *s)
+{
+    stream_clear(s);
+    spare_free(s);
+}
+
+/* Its buffer, for the next stream; a large one is none to be kept. */
+static struct store
+store_keep(struct store *s)
+{
+    if (s->cap > KEEP_MAX)
+        store_clear(s);
+    return (struct store){.at = s->at, .cap = s->cap};
+}
+
+/* The next stream of the hub may have it.  The owner's. */
+static void
+stream_recycle(struct stream *s)
+{
+    struct hub *h = s->hub;
+    bool kept;
+
+    stream_clear(s);
+    *s = (struct stream){.hub = h,
+                         .in = store_keep(&s->in),
+                         .taken = store_keep(&s->taken),
+                         .out = store_keep(&s->out),
+                         .wr = store_keep(&s->wr)};
+    pthread_mutex_lock(&h->lock);
+    if ((kept = h->n_spare < h->max_spare)) {
+        s->next = h->spare;
+        h->spare = s;
+        h->n_spare++;
+    }
+    pthread_mutex_unlock(&h->lock);
+    if (!kept)
+        spare_free(s);
 }
 
 /* The user is through with it.  What was flushed still goes out; a message
@@ -904,8 +987,7 @@ stream_give(struct stream *s)
     last = --s->n_refs == 0;
     if (!last)
         call(s);
-    if (--h->n_live == 0)
-        pthread_cond_broadcast(&h->left);
+    one_left(h);
     /* Behind the unlock the hub may be gone: its owner waits for n_live. */
     if (last && s->called)
         assert(!"an owner's call list holds what he has dropped");
@@ -945,7 +1027,7 @@ stream_drop(struct stream *s)
     last = --s->n_refs == 0;
     pthread_mutex_unlock(&h->lock);
     if (last)
-        stream_free(s);
+        stream_recycle(s);
 }
 
 /* ---- what the owner brings ----------------------------------------------- */
@@ -954,10 +1036,11 @@ stream_drop(struct stream *s)
 bool
 stream_put_head(struct stream *s, struct head *head)
 {
-    struct got *got = malloc(sizeof *got), **end;
+    struct got *got = s->had_first ? malloc(sizeof *got) : &s->first, **end;
 
     if (got == NULL)
         return false;
+    s->had_first = true;
     *got = (struct got){.head = *head};
     head_init(head);
     pthread_mutex_lock(&s->hub->lock);
