@@ -440,14 +440,14 @@ on_up(ngtcp2_conn *conn, void *arg)
         gnutls_server_name_get(w->tls, name, &len, &type, 0);
         gnutls_session_ticket_send(w->tls, 1, 0);
     }
-    say("up %d %" PRIx32 " %.*s %d %s", w->id,
-        ngtcp2_conn_get_negotiated_version(conn), (int)alpn.size, alpn.data,
-        gnutls_session_is_resumed(w->tls), name);
     peer = gnutls_certificate_get_peers(w->tls, &n);
     if (peer != NULL && n > 0) {
         say("cert %d %u", w->id, peer[0].size);
         out_bytes(peer[0].data, peer[0].size);
     }
+    say("up %d %" PRIx32 " %.*s %d %s", w->id,
+        ngtcp2_conn_get_negotiated_version(conn), (int)alpn.size, alpn.data,
+        gnutls_session_is_resumed(w->tls), name);
     return 0;
 }
 
