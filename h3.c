@@ -48,6 +48,10 @@ enum {
     TRIM_STREAMS = 50,     /* served: there may be memory to give back */
     NEAR_RTT_MS = 10,      /* what to assume of a client, before it is known */
     FAR_RTT_MS = 60,       /* and of an origin */
+    SETTINGS_MAX = 256,    /* of an origin's first frame that is looked at */
+    HELD_MS = 1000,        /* how long a request may wait for a stream */
+    CONNECT_PROTOCOL = 8,  /* a setting: RFC 8441 section 3 */
+    REFUSED_MAX = 3,       /* errors in a row: nobody is there any more */
     GRAM_MAX = 1500,       /* bytes of a datagram with its stream's number */
 };
 
@@ -87,7 +91,10 @@ struct h3 {
     struct lane *lanes, *resume;
     struct section *spare;
     struct store in, grams;
-    char *buf; /* client role: READ_MAX bytes of datagrams */
+    char *buf;               /* client role: READ_MAX bytes of datagrams */
+    char peek[SETTINGS_MAX]; /* client role: what began the control stream */
+    size_t n_peek;
+    int n_refused; /* client role: datagrams for which nobody was there */
     char gram[GRAM_MAX];
     struct stream *gram_to; /* who got the last one */
     struct calm calm;
@@ -606,6 +613,34 @@ on_goaway(nghttp3_conn *ng, int64_t id, void *arg)
     return 0;
 }
 
+static bool
+take_varint(struct span *s, uint64_t *n)
+{
+    size_t len = varint_parse(s->at, s->len, n);
+
+    s->at += len;
+    s->len -= len;
+    return len > 0;
+}
+
+/* The library does not tell a client of this setting (RFC 9220 section 3): it
+ * is read from what began the origin's control stream. */
+static bool
+peer_takes_connect(const struct h3 *h)
+{
+    struct span s = {h->peek, h->n_peek};
+    uint64_t stream, frame, len, id, value;
+
+    if (!take_varint(&s, &stream) || !take_varint(&s, &frame) ||
+        !take_varint(&s, &len))
+        return false;
+    s.len = len < s.len ? (size_t)len : s.len;
+    while (take_varint(&s, &id) && take_varint(&s, &value))
+        if (id == CONNECT_PROTOCOL)
+            return value == 1;
+    return false;
+}
+
 static int
 on_settings(nghttp3_conn *ng, const nghttp3_settings *settings, void *arg)
 {
@@ -615,7 +650,8 @@ on_settings(nghttp3_conn *ng, const nghttp3_settings *settings, void *arg)
     h->peer_grams = settings->h3_datagram;
     pthread_mutex_lock(&h->hub.lock);
     h->settings_seen = true;
-    h->extended = settings->enable_connect_protocol;
+    h->extended = h->side == SIDE_ORIGIN ? peer_takes_connect(h)
+                                         : settings->enable_connect_protocol;
     pthread_cond_broadcast(&h->settled);
     pthread_mutex_unlock(&h->hub.lock);
     return 0;
@@ -814,6 +850,7 @@ open_stream(struct h3 *h, struct stream *s)
     if (some && !done &&
         (!quic_is_ready(h->quic) || !quic_open(h->quic, true, &id))) {
         s->held = true;
+        s->moved_at = h->now;
         s->next_own = h->held;
         h->held = s;
         return false;
@@ -962,8 +999,12 @@ quic_confirmed(void *arg)
 {
     struct h3 *h = arg;
 
+    size_t max = quic_streams_left(h->quic);
+
     pthread_mutex_lock(&h->hub.lock);
     h->ready = true;
+    if (h->side == SIDE_ORIGIN)
+        h->peer_max = max;
     pthread_cond_broadcast(&h->settled);
     pthread_mutex_unlock(&h->hub.lock);
 }
@@ -986,6 +1027,15 @@ is_calm(struct h3 *h, int64_t id, const uint8_t *at, size_t len)
                                         "too much on the control stream") == 0;
 }
 
+static void
+peek(struct h3 *h, const void *at, size_t len)
+{
+    size_t room = sizeof h->peek - h->n_peek, n = len < room ? len : room;
+
+    memcpy(h->peek + h->n_peek, at, n);
+    h->n_peek += n;
+}
+
 static bool
 quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
 {
@@ -994,6 +1044,8 @@ quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
 
     if (!is_calm(h, id, at, len))
         return false;
+    if (h->side == SIDE_ORIGIN && id == h->control_id)
+        peek(h, at, len);
     h->useful = false;
     n = nghttp3_conn_read_stream(h->ng, id, at, len, fin);
     if (n < 0)
@@ -1245,6 +1297,16 @@ receive_wire(struct h3 *h, struct fail *f)
     return why;
 }
 
+/* A datagram was not taken.  In the handshake that is an answer; later it could
+ * be anybody's, and says something only if nothing else comes. */
+static bool
+nobody_is_there(struct h3 *h)
+{
+    if (errno != ECONNREFUSED)
+        return !quic_is_ready(h->quic);
+    return !quic_is_ready(h->quic) || ++h->n_refused >= REFUSED_MAX;
+}
+
 /* What the socket has. */
 static enum why
 receive_socket(struct h3 *h, struct fail *f)
@@ -1260,10 +1322,11 @@ receive_socket(struct h3 *h, struct fail *f)
 
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
             break;
-        if (n < 0 && !quic_is_ready(h->quic)) /* nobody is there */
-            return fail_sys(f, SIDE_ORIGIN, "QUIC handshake", errno);
+        if (n < 0 && nobody_is_there(h))
+            return fail_sys(f, SIDE_ORIGIN, "QUIC connection", errno);
         if (n <= 0) /* of a datagram before, perhaps a probe */
             continue;
+        h->n_refused = 0;
         why = feed(h, NULL, (struct span){h->buf, (size_t)n}, segment, f);
         if (why != WHY_NONE)
             break;
@@ -1300,10 +1363,15 @@ look_at_limits(struct h3 *h)
         h->hub.gram_max = max < GRAM_MAX - 4 ? max : GRAM_MAX - 4;
         pthread_mutex_unlock(&h->hub.lock);
     }
-    if (h->side == SIDE_ORIGIN && quic_is_ready(h->quic)) {
-        left = quic_streams_left(h->quic);
+    /* What has ended may be opened anew as soon as the peer says so: that is a
+     * moment for which a request is held. */
+    left = h->side == SIDE_ORIGIN && quic_is_ready(h->quic)
+               ? quic_streams_left(h->quic)
+               : 0;
+    if (left > 0) {
         pthread_mutex_lock(&h->hub.lock);
-        h->peer_max = h->n_open + left;
+        if (h->n_open + left > h->peer_max)
+            h->peer_max = h->n_open + left;
         pthread_mutex_unlock(&h->hub.lock);
     }
     if (alive != h->kept_alive) {
@@ -1383,11 +1451,38 @@ give_back(struct h3 *h)
         fibers_rest(&h->fibers);
 }
 
+/* Client role: a request has waited long for a stream.  The peer lets us open
+ * no more, and others shall not try. */
+static void
+end_held(struct h3 *h)
+{
+    struct stream *s = h->held, *next;
+
+    if (s == NULL || !quic_is_ready(h->quic))
+        return;
+    while (s->next_own != NULL) /* it is newest first */
+        s = s->next_own;
+    if (h->now - s->moved_at < HELD_MS)
+        return;
+    leave(h);
+    s = h->held;
+    h->held = NULL;
+    for (; s != NULL; s = next) {
+        next = s->next_own;
+        s->held = false;
+        s->submitted = s->closed = true;
+        list_add(h, s);
+        stream_break(s, WHY_UNPROCESSED, "open a stream", 0, NULL);
+        serve_call(h, s);
+    }
+}
+
 /* Twice a second. */
 static enum why
 tick(struct h3 *h, struct fail *f)
 {
     end_stalled(h);
+    end_held(h);
     give_back(h);
     if (atomic_load(&h->user.weir->draining))
         say_goodbye(h);
@@ -1509,7 +1604,8 @@ may_rest(struct h3 *h, int linger_ms)
     if (over && (h->side == SIDE_ORIGIN || h->said_goodbye))
         return WHY_EOF;
     if (h->side == SIDE_ORIGIN)
-        return h->now - idle >= linger_ms ? WHY_EOF : WHY_NONE;
+        return h->now - idle >= linger_ms && hub_over_idle(&h->hub) ? WHY_EOF
+                                                                    : WHY_NONE;
     if (over || h->now - idle < linger_ms ||
         quic_until_us(h->quic) < (h->now + REST_MS) * 1000)
         return WHY_NONE;
@@ -1791,6 +1887,10 @@ h3_run(struct h3 *h, int linger_ms, struct fail *f)
     h->idle_from = 0;
     while ((why = turn(h, linger_ms, f)) == WHY_NONE)
         ;
+    if (why == WHY_IDLE && h->side == SIDE_ORIGIN && idle_since(h) != 0) {
+        *f = (struct fail){0}; /* an origin that was not asked is silent */
+        why = WHY_EOF;
+    }
     if (why != WHY_MORE) {
         quic_goodbye(h->quic);
         break_all(h, f);
