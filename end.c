@@ -123,6 +123,16 @@ set_timeout(int fd, int which, int ms)
         assert(errno == EINVAL || errno == ENOTCONN);
 }
 
+/* The other side has finished.  Or it was cut: between ends of our own no RST
+ * tells them apart. */
+static enum why
+peer_ended(const struct end *e, struct fail *f)
+{
+    if (e->peers != NULL && atomic_load(&e->peers->cut[!e->which]))
+        return fail_own(f, e->side, WHY_CUT, "read");
+    return WHY_EOF;
+}
+
 /* How long the next recv() may sleep: the nearest of the clocks. */
 static int
 recv_wait(const struct end *e, int quiet_ms)
@@ -156,7 +166,7 @@ sock_recv_now(struct end *e, void *buf, size_t cap, size_t *n, struct fail *f)
         return errno == EAGAIN ? WHY_MORE : fail_sys(f, e->side, "read", errno);
     e->n_in += (uint64_t)got;
     *n = (size_t)got;
-    return got > 0 ? WHY_NONE : WHY_EOF;
+    return got > 0 ? WHY_NONE : peer_ended(e, f);
 }
 
 static enum why
@@ -197,7 +207,7 @@ sock_recv(struct end *e, void *buf, size_t cap, int flags, size_t *n,
             return WHY_NONE;
         }
         if (got == 0)
-            return WHY_EOF;
+            return peer_ended(e, f);
         if (errno == EINTR)
             continue;
         if (errno != EAGAIN)
@@ -586,6 +596,29 @@ end_clear(struct end *e)
     if (e->fd >= 0)
         close(e->fd);
     e->fd = -1;
+    if (e->peers != NULL && atomic_fetch_sub(&e->peers->n_refs, 1) == 1)
+        free(e->peers);
+    e->peers = NULL;
+}
+
+/*
+ * end_pair - the sockets of two ends are each other's peer: socketpair(2).
+ *
+ * From now on each can tell whether the other was cut.  Returns false: out of
+ * memory.
+ */
+bool
+end_pair(struct end *a, struct end *b)
+{
+    struct peers *peers = calloc(1, sizeof *peers);
+
+    if (peers == NULL)
+        return false;
+    atomic_init(&peers->n_refs, 2);
+    a->peers = b->peers = peers;
+    a->which = 0;
+    b->which = 1;
+    return true;
 }
 
 /* The bytes read and not yet consumed; valid until the next end_fill(). */
@@ -847,7 +880,7 @@ end_splice(struct end *from, struct end *to, const int pipe_fds[2], size_t max,
         if (got > 0)
             break;
         if (got == 0)
-            return WHY_EOF;
+            return peer_ended(from, f);
         if (errno == EINTR)
             continue;
         if (errno != EAGAIN)
@@ -1015,6 +1048,20 @@ end_stop_reading(struct end *e)
         shutdown(e->fd, SHUT_RD);
 }
 
+/* The peer shall see that bytes are missing: RST when the end is cleared, not
+ * FIN.  SHUT_RD wakes the thread that reads here and tells a TCP peer nothing.
+ * No end_finish() may follow.  Any thread. */
+void
+end_cut(struct end *e)
+{
+    struct linger now = {.l_onoff = 1, .l_linger = 0};
+
+    if (e->peers != NULL)
+        atomic_store(&e->peers->cut[e->which], true);
+    setsockopt(e->fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    shutdown(e->fd, SHUT_RD);
+}
+
 /* Give memory back while nothing is buffered: the end will be idle. */
 void
 end_drop_buffer(struct end *e)
@@ -1153,4 +1200,15 @@ gnutls_session_t
 end_session(const struct end *e)
 {
     return e->tls != NULL ? e->tls->session : NULL;
+}
+
+/* Did the two agree on HTTP/2 in the topmost handshake? */
+bool
+end_chose_h2(const struct end *e)
+{
+    gnutls_datum_t name;
+
+    return e->tls != NULL &&
+           gnutls_alpn_get_selected_protocol(e->tls->session, &name) == 0 &&
+           name.size == 2 && memcmp(name.data, "h2", 2) == 0;
 }

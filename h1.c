@@ -1421,7 +1421,7 @@ static enum why
 write_request(struct h1 *h, const struct head *head, struct fail *f)
 {
     struct plan plan = plan_request(head);
-    enum why why = out_room(h, head_size(head) + h->credentials.len, f);
+    enum why why = out_room(h, head_size(head) + h->http.credentials.len, f);
 
     if (why != WHY_NONE)
         return why;
@@ -1434,8 +1434,8 @@ write_request(struct h1 *h, const struct head *head, struct fail *f)
     content_begin(h, H1_HEAD, 0);
     put_request_line(h, head);
     put_fields(h, head, &plan);
-    if (h->credentials.len > 0)
-        put_field(h, span_of("Proxy-Authorization"), h->credentials);
+    if (h->http.credentials.len > 0)
+        put_field(h, span_of("Proxy-Authorization"), h->http.credentials);
     if (h->ws_ours)
         put_field(h, span_of("Sec-WebSocket-Key"), span_of(h->ws_key));
     put_connection(h, head, false, h->we_last);
@@ -1646,14 +1646,12 @@ h1_reusable(struct http *http)
  *
  * Missing bytes or a missing last chunk tell it, once the connection ends.
  * Content that only its end ends would look complete after a FIN, so none may
- * be sent: SHUT_RD wakes a reader and tells the peer nothing, and close(2) will
- * send an RST.  The caller must not end_finish() after it.
+ * be sent.  The caller must not end_finish() after it.
  */
 static void
 h1_abort(struct http *http, enum why why)
 {
     struct h1 *h = (struct h1 *)http;
-    struct linger now = {.l_onoff = 1, .l_linger = 0};
 
     (void)why; /* HTTP/1 has no way to tell the peer */
     atomic_store(&h->aborted, true);
@@ -1661,8 +1659,7 @@ h1_abort(struct http *http, enum why why)
         end_wake(h->end);
         return;
     }
-    setsockopt(h->end->fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-    shutdown(h->end->fd, SHUT_RD);
+    end_cut(h->end);
 }
 
 /* Content framed by its length or by close is on the socket as it is, but not

@@ -48,11 +48,11 @@ enum {
     TRIM_STREAMS = 50,     /* served: there may be memory to give back */
     NEAR_RTT_MS = 10,      /* what to assume of a client, before it is known */
     FAR_RTT_MS = 60,       /* and of an origin */
-    SETTINGS_MAX = 256,    /* of an origin's first frame that is looked at */
     HELD_MS = 1000,        /* how long a request may wait for a stream */
-    CONNECT_PROTOCOL = 8,  /* a setting: RFC 8441 section 3 */
-    REFUSED_MAX = 3,       /* errors in a row: nobody is there any more */
     GRAM_MAX = 1500,       /* bytes of a datagram with its stream's number */
+    REFUSALS = 3,          /* datagrams that found nobody: the origin is gone */
+    SETTINGS_MAX = 256,    /* bytes of an origin's first frame */
+    SETTING_CONNECT = 8,   /* RFC 9220 section 3 */
 };
 
 struct chunk { /* content that the library has, until it is acknowledged */
@@ -91,24 +91,28 @@ struct h3 {
     struct lane *lanes, *resume;
     struct section *spare;
     struct store in, grams;
-    char *buf;               /* client role: READ_MAX bytes of datagrams */
-    char peek[SETTINGS_MAX]; /* client role: what began the control stream */
-    size_t n_peek;
-    int n_refused; /* client role: datagrams for which nobody was there */
+    char *buf; /* client role: READ_MAX bytes of datagrams */
     char gram[GRAM_MAX];
     struct stream *gram_to; /* who got the last one */
+    char
+        settings[SETTINGS_MAX]; /* client role: how the control stream begins */
+    size_t n_settings;
+    bool takes_connect; /* what they say */
     struct calm calm;
     int64_t now, tick_at, idle_from, control_id;
     bool said_goodbye, shut, kept_alive, peer_grams;
-    bool useful; /* something came of what is being read */
+    bool useful;    /* something came of what is being read */
+    int n_refusals; /* in a row */
     size_t gram_max, n_credit;
     size_t n_open; /* of all */
     uint64_t n_served, trim_at;
     /* needs hub.lock */
     pthread_cond_t settled;
-    bool settings_seen, extended, ready, leaving, stop, used;
+    bool settings_seen, extended, ready, leaving, used;
     struct fail failed; /* client role: before it was ready */
     size_t peer_max;
+    /* any thread */
+    atomic_bool stop;
 };
 
 /* ---- endings ------------------------------------------------------------- */
@@ -613,34 +617,6 @@ on_goaway(nghttp3_conn *ng, int64_t id, void *arg)
     return 0;
 }
 
-static bool
-take_varint(struct span *s, uint64_t *n)
-{
-    size_t len = varint_parse(s->at, s->len, n);
-
-    s->at += len;
-    s->len -= len;
-    return len > 0;
-}
-
-/* The library does not tell a client of this setting (RFC 9220 section 3): it
- * is read from what began the origin's control stream. */
-static bool
-peer_takes_connect(const struct h3 *h)
-{
-    struct span s = {h->peek, h->n_peek};
-    uint64_t stream, frame, len, id, value;
-
-    if (!take_varint(&s, &stream) || !take_varint(&s, &frame) ||
-        !take_varint(&s, &len))
-        return false;
-    s.len = len < s.len ? (size_t)len : s.len;
-    while (take_varint(&s, &id) && take_varint(&s, &value))
-        if (id == CONNECT_PROTOCOL)
-            return value == 1;
-    return false;
-}
-
 static int
 on_settings(nghttp3_conn *ng, const nghttp3_settings *settings, void *arg)
 {
@@ -650,8 +626,7 @@ on_settings(nghttp3_conn *ng, const nghttp3_settings *settings, void *arg)
     h->peer_grams = settings->h3_datagram;
     pthread_mutex_lock(&h->hub.lock);
     h->settings_seen = true;
-    h->extended = h->side == SIDE_ORIGIN ? peer_takes_connect(h)
-                                         : settings->enable_connect_protocol;
+    h->extended = settings->enable_connect_protocol || h->takes_connect;
     pthread_cond_broadcast(&h->settled);
     pthread_mutex_unlock(&h->hub.lock);
     return 0;
@@ -998,7 +973,6 @@ static void
 quic_confirmed(void *arg)
 {
     struct h3 *h = arg;
-
     size_t max = quic_streams_left(h->quic);
 
     pthread_mutex_lock(&h->hub.lock);
@@ -1027,13 +1001,43 @@ is_calm(struct h3 *h, int64_t id, const uint8_t *at, size_t len)
                                         "too much on the control stream") == 0;
 }
 
-static void
-peek(struct h3 *h, const void *at, size_t len)
+/* Is this setting in the frame that the control stream begins with (RFC 9114
+ * section 6.2.1)?  False as long as the frame is not whole. */
+static bool
+settings_have(const char *at, size_t len, uint64_t wanted)
 {
-    size_t room = sizeof h->peek - h->n_peek, n = len < room ? len : room;
+    uint64_t head[3], pair[2]; /* stream type, frame type, length */
+    size_t n;
 
-    memcpy(h->peek + h->n_peek, at, n);
-    h->n_peek += n;
+    for (int i = 0; i < 3; i++, at += n, len -= n)
+        if ((n = varint_parse(at, len, &head[i])) == 0)
+            return false;
+    if (head[1] != 4 || head[2] > len)
+        return false;
+    len = (size_t)head[2];
+    while (len > 0) {
+        for (int i = 0; i < 2; i++, at += n, len -= n)
+            if ((n = varint_parse(at, len, &pair[i])) == 0)
+                return false;
+        if (pair[0] == wanted)
+            return pair[1] == 1;
+    }
+    return false;
+}
+
+/* The library keeps to itself that an origin takes extended CONNECT: only a
+ * server has to be told, it holds.  So look at the bytes. */
+static void
+peek_settings(struct h3 *h, int64_t id, const void *at, size_t len)
+{
+    size_t room = SETTINGS_MAX - h->n_settings;
+
+    if (h->side != SIDE_ORIGIN || id != h->control_id || room == 0)
+        return;
+    memcpy(h->settings + h->n_settings, at, len < room ? len : room);
+    h->n_settings += len < room ? len : room;
+    h->takes_connect =
+        settings_have(h->settings, h->n_settings, SETTING_CONNECT);
 }
 
 static bool
@@ -1044,8 +1048,7 @@ quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
 
     if (!is_calm(h, id, at, len))
         return false;
-    if (h->side == SIDE_ORIGIN && id == h->control_id)
-        peek(h, at, len);
+    peek_settings(h, id, at, len);
     h->useful = false;
     n = nghttp3_conn_read_stream(h->ng, id, at, len, fin);
     if (n < 0)
@@ -1123,24 +1126,22 @@ static void
 quic_gram(void *arg, const void *at, size_t len)
 {
     struct h3 *h = arg;
-    const uint8_t *b = at;
-    size_t n = len > 0 ? (size_t)1 << (b[0] >> 6) : 1;
     struct stream *s = h->gram_to;
-    uint64_t id = len > 0 ? b[0] & 0x3f : 0;
+    uint64_t id = 0;
 
-    if (len < n) {
+    size_t n = varint_parse(at, len, &id);
+
+    if (n == 0) {
         quic_end(h->quic, 0x33, "malformed datagram"); /* H3_DATAGRAM_ERROR */
         return;
     }
-    for (size_t i = 1; i < n; i++)
-        id = id << 8 | b[i];
     id *= 4;
     if (s == NULL || (uint64_t)s->id != id)
         for (s = h->all; s != NULL && (uint64_t)s->id != id; s = s->next)
             ;
     h->gram_to = s;
     if (s != NULL) /* else it came before its stream, or too late */
-        stream_put_gram(s, b + n, len - n);
+        stream_put_gram(s, (const char *)at + n, len - n);
 }
 
 static int
@@ -1297,16 +1298,6 @@ receive_wire(struct h3 *h, struct fail *f)
     return why;
 }
 
-/* A datagram was not taken.  In the handshake that is an answer; later it could
- * be anybody's, and says something only if nothing else comes. */
-static bool
-nobody_is_there(struct h3 *h)
-{
-    if (errno != ECONNREFUSED)
-        return !quic_is_ready(h->quic);
-    return !quic_is_ready(h->quic) || ++h->n_refused >= REFUSED_MAX;
-}
-
 /* What the socket has. */
 static enum why
 receive_socket(struct h3 *h, struct fail *f)
@@ -1322,11 +1313,14 @@ receive_socket(struct h3 *h, struct fail *f)
 
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
             break;
-        if (n < 0 && nobody_is_there(h))
+        /* ICMP: nobody is there, or not any more. */
+        if (n < 0 && (!quic_is_ready(h->quic) || ++h->n_refusals >= REFUSALS)) {
+            quic_hush(h->quic);
             return fail_sys(f, SIDE_ORIGIN, "QUIC connection", errno);
-        if (n <= 0) /* of a datagram before, perhaps a probe */
+        }
+        if (n <= 0)
             continue;
-        h->n_refused = 0;
+        h->n_refusals = 0;
         why = feed(h, NULL, (struct span){h->buf, (size_t)n}, segment, f);
         if (why != WHY_NONE)
             break;
@@ -1428,17 +1422,6 @@ say_goodbye(struct h3 *h)
     }
 }
 
-static bool
-told_to_stop(struct h3 *h)
-{
-    bool stop;
-
-    pthread_mutex_lock(&h->hub.lock);
-    stop = h->stop;
-    pthread_mutex_unlock(&h->hub.lock);
-    return stop || (h->wire != NULL && wire_stopped(h->wire));
-}
-
 /* Buffers of a burst that is over. */
 static void
 give_back(struct h3 *h)
@@ -1478,19 +1461,16 @@ end_held(struct h3 *h)
 }
 
 /* Twice a second. */
-static enum why
-tick(struct h3 *h, struct fail *f)
+static void
+tick(struct h3 *h)
 {
     end_stalled(h);
     end_held(h);
     give_back(h);
     if (atomic_load(&h->user.weir->draining))
         say_goodbye(h);
-    if (told_to_stop(h)) {
-        quic_end(h->quic, NGHTTP3_H3_NO_ERROR, "session");
-        return fail_own(f, SIDE_WEIR, WHY_OVER, "session");
-    }
-    return WHY_NONE;
+    if (h->wire != NULL && wire_stopped(h->wire))
+        atomic_store(&h->stop, true);
 }
 
 /* Since when has no stream been open?  0: one is. */
@@ -1638,8 +1618,11 @@ turn(struct h3 *h, int linger_ms, struct fail *f)
     serve_calls(h);
     if (h->now >= h->tick_at) {
         h->tick_at = h->now + TICK_MS;
-        if ((why = tick(h, f)) != WHY_NONE)
-            return why;
+        tick(h);
+    }
+    if (atomic_load(&h->stop)) {
+        quic_end(h->quic, NGHTTP3_H3_NO_ERROR, "session");
+        return fail_own(f, SIDE_WEIR, WHY_OVER, "session");
     }
     if ((why = quic_expire(h->quic, f)) != WHY_NONE)
         return why;
@@ -2031,8 +2014,6 @@ h3_extended(struct h3 *h, int64_t until)
 void
 h3_stop(struct h3 *h)
 {
-    pthread_mutex_lock(&h->hub.lock);
-    h->stop = true;
-    hub_wake(&h->hub);
-    pthread_mutex_unlock(&h->hub.lock);
+    atomic_store(&h->stop, true);
+    hub_nudge(&h->hub);
 }

@@ -145,6 +145,7 @@ struct parent { /* a proxy that leads on; referred to by whoever uses it */
     char text[HOST_MAX + 24]; /* scheme://host:port, for people */
     /* any thread */
     atomic_bool ourselves;  /* an environment that leads back to us */
+    atomic_uint alpn;       /* what it last chose; 0: not known */
     atomic_int n_failed;    /* in a row */
     atomic_llong out_until; /* ms: left out so long */
 };
@@ -249,11 +250,18 @@ struct watch {
     void *arg;
 };
 
+struct peers { /* what two ends that are each other's peer know (end.c) */
+    atomic_int n_refs;
+    atomic_bool cut[2]; /* this one has been cut, not closed */
+};
+
 struct end {
     /* set by end_init() and end_handshake() */
     int fd; /* -1: none */
     enum side side;
-    struct tls *tls; /* the topmost layer; NULL: plain socket */
+    struct peers *peers; /* its peer is an end of ours; NULL: it is not */
+    int which;           /* of the two */
+    struct tls *tls;     /* the topmost layer; NULL: plain socket */
     /* set by whoever uses the end, between calls */
     int idle_ms;               /* longest quiet within one read or write */
     int64_t deadline;          /* point in ms at which reads fail; 0: none */
@@ -380,6 +388,7 @@ struct http {
     enum side side;       /* whom we speak with: SIDE_CLIENT or SIDE_ORIGIN */
     enum version version; /* what is spoken here */
     bool last;            /* set by the user: no exchange after this one */
+    struct span credentials; /* set by the user: Proxy-Authorization to add */
     /* for reads, set by the user: a watch; longest quiet, 0: the end's own */
     const struct watch *watch;
     int idle_ms;
@@ -432,7 +441,6 @@ struct h1 {
     bool asked_upgrade;    /* a 101 would be an answer */
     /* the writer's alone */
     bool absolute; /* set by the user: ask in absolute-form (a parent) */
-    struct span credentials; /* set by the user: Proxy-Authorization */
     enum h1_state wr;
     uint64_t wr_left; /* of H1_FIXED */
     bool we_last;     /* we said that we close, or failed to write */
@@ -540,9 +548,9 @@ struct stream {
     struct fail refused; /* the request was read, and will not do */
     pthread_cond_t news; /* to its users: look again */
     /* needs hub->lock */
-    struct fiber *fiber; /* its user, if he sleeps as one */
-    int n_waiting;       /* users who sleep as threads */
-    bool called;         /* is in hub->calls */
+    struct fiber *fibers[2]; /* its users, who sleep as such: [1] reads */
+    int n_waiting;           /* users who sleep as threads */
+    bool called;             /* is in hub->calls */
     struct stream *next_call;
     struct got *heads;  /* in: read_head takes the first */
     struct head *tail;  /* in: trailers */
@@ -558,6 +566,8 @@ struct stream {
     bool unwanted;      /* no more content is wanted */
     bool aborted, done; /* by its user; done: he is through with it */
     enum why abort_why;
+    void (*serve)(void *arg, struct fibers *); /* what the owner shall begin */
+    void *serve_arg;
     int n_refs; /* the user, the owner */
     /* needs gram_lock */
     pthread_mutex_t gram_lock;
@@ -1071,6 +1081,11 @@ bool end_gone(struct end *);         /* reset, or closed both ways */
 void end_wake(struct end *);         /* any thread: shutdown(2) both ways */
 void end_stop_reading(struct end *); /* any thread: the reader wakes */
 void end_drop_buffer(struct end *);  /* while nothing is buffered */
+/* Any thread: the peer shall see that bytes are missing. */
+void end_cut(struct end *);
+/* The two are each other's peer, by socketpair(2); false: no memory. */
+bool end_pair(struct end *, struct end *);
+bool end_chose_h2(const struct end *); /* by ALPN */
 enum why end_handshake(struct end *, gnutls_session_t, int64_t deadline,
                        struct fail *); /* takes the session */
 void end_alert(struct end *, gnutls_alert_description_t);
@@ -1185,8 +1200,8 @@ enum why section_request(struct section *, bool ends, struct head *,
 enum why section_answer(struct section *, bool ends, struct head *,
                         struct fail *);
 void section_tail(struct section *, struct head *);
-struct packed *pack_head(const struct head *,
-                         bool head_only); /* NULL: memory */
+struct packed *pack_head(const struct head *, bool head_only,
+                         struct span credentials); /* NULL: memory */
 struct packed *pack_tail(const struct head *);
 
 /* ---- fiber.c: blocking jobs on an owner's thread ---------------------------
@@ -1224,6 +1239,8 @@ void store_clear(struct store *);
 struct stream *stream_new(struct hub *, enum side, enum version, int idle_ms);
 void stream_give(struct stream *); /* the user is through with it */
 void stream_drop(struct stream *); /* the owner is */
+void stream_serve(struct stream *, void (*serve)(void *arg, struct fibers *),
+                  void *arg); /* by the owner, from now on */
 bool stream_put_head(struct stream *, struct head *); /* takes what is in it */
 bool stream_put_data(struct stream *, const void *, size_t len);
 void stream_put_gram(struct stream *, const void *, size_t len);
@@ -1325,6 +1342,7 @@ enum why quic_write(struct quic *, struct fail *);
 int64_t quic_until_us(const struct quic *); /* when to quic_expire() */
 void quic_rest(struct quic *);              /* buffers go back */
 void quic_end(struct quic *, uint64_t code, const char *cause);
+void quic_hush(struct quic *);
 void quic_goodbye(struct quic *); /* the peer is told of quic_end(), once */
 bool quic_open(struct quic *, bool both_ways, int64_t *id); /* false: wait */
 void quic_stop(struct quic *, int64_t id, uint64_t code);   /* reading */
@@ -1651,8 +1669,15 @@ bool parent_is_direct(const struct config *, const struct origin *);
 bool parent_absolute(const struct parent *, const struct origin *);
 struct span parent_credentials(const struct client *, const struct parent *);
 struct secure;
-enum why parent_open(const struct client *, struct secure *, struct upstream *,
-                     bool *again, struct fail *);
+struct sessions;
+extern const struct origin parent_itself; /* for sessions with it */
+enum why parent_open(const struct client *, struct secure *, struct sessions *,
+                     struct upstream *, bool *again, struct fail *);
+
+/* ---- bridge.c: a stream of a session, made an end ------------------------ */
+
+enum why bridge_stream(struct stream *, struct end *, int idle_ms,
+                       struct fail *);
 
 /* ---- secure.c: TLS to origins, and what is remembered of them ------------ */
 

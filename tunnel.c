@@ -99,19 +99,14 @@ side_finish(struct tunnel_side *s, struct fail *f)
     return why == WHY_NONE ? s->http->ops->flush(s->http, f) : why;
 }
 
-/* The peer shall see that bytes are missing: RST when the caller closes, not
- * FIN.  SHUT_RD wakes the thread that reads here and tells the peer nothing. */
+/* The peer shall see that bytes are missing, and who reads here wakes. */
 void
 side_cut(struct tunnel_side *s)
 {
-    struct linger now = {.l_onoff = 1, .l_linger = 0};
-
-    if (s->end == NULL) {
+    if (s->end == NULL)
         s->http->ops->abort(s->http, WHY_CUT);
-        return;
-    }
-    setsockopt(s->end->fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-    shutdown(s->end->fd, SHUT_RD);
+    else
+        end_cut(s->end);
 }
 
 /* Nobody waits for it: FIN, and everybody wakes. */
