@@ -105,9 +105,11 @@ struct h3 {
     uint64_t n_served, trim_at;
     /* needs hub.lock */
     pthread_cond_t settled;
-    bool settings_seen, extended, ready, leaving, stop, used;
+    bool settings_seen, extended, ready, leaving, used;
     struct fail failed; /* client role: before it was ready */
     size_t peer_max;
+    /* any thread */
+    atomic_bool stop;
 };
 
 /* ---- endings ------------------------------------------------------------- */
@@ -1412,17 +1414,6 @@ say_goodbye(struct h3 *h)
     }
 }
 
-static bool
-told_to_stop(struct h3 *h)
-{
-    bool stop;
-
-    pthread_mutex_lock(&h->hub.lock);
-    stop = h->stop;
-    pthread_mutex_unlock(&h->hub.lock);
-    return stop || (h->wire != NULL && wire_stopped(h->wire));
-}
-
 /* Buffers of a burst that is over. */
 static void
 give_back(struct h3 *h)
@@ -1436,18 +1427,15 @@ give_back(struct h3 *h)
 }
 
 /* Twice a second. */
-static enum why
-tick(struct h3 *h, struct fail *f)
+static void
+tick(struct h3 *h)
 {
     end_stalled(h);
     give_back(h);
     if (atomic_load(&h->user.weir->draining))
         say_goodbye(h);
-    if (told_to_stop(h)) {
-        quic_end(h->quic, NGHTTP3_H3_NO_ERROR, "session");
-        return fail_own(f, SIDE_WEIR, WHY_OVER, "session");
-    }
-    return WHY_NONE;
+    if (h->wire != NULL && wire_stopped(h->wire))
+        atomic_store(&h->stop, true);
 }
 
 /* Since when has no stream been open?  0: one is. */
@@ -1594,8 +1582,11 @@ turn(struct h3 *h, int linger_ms, struct fail *f)
     serve_calls(h);
     if (h->now >= h->tick_at) {
         h->tick_at = h->now + TICK_MS;
-        if ((why = tick(h, f)) != WHY_NONE)
-            return why;
+        tick(h);
+    }
+    if (atomic_load(&h->stop)) {
+        quic_end(h->quic, NGHTTP3_H3_NO_ERROR, "session");
+        return fail_own(f, SIDE_WEIR, WHY_OVER, "session");
     }
     if ((why = quic_expire(h->quic, f)) != WHY_NONE)
         return why;
@@ -1983,8 +1974,6 @@ h3_extended(struct h3 *h, int64_t until)
 void
 h3_stop(struct h3 *h)
 {
-    pthread_mutex_lock(&h->hub.lock);
-    h->stop = true;
-    hub_wake(&h->hub);
-    pthread_mutex_unlock(&h->hub.lock);
+    atomic_store(&h->stop, true);
+    hub_nudge(&h->hub);
 }
