@@ -350,6 +350,7 @@ handshake_own(struct conn *c, int64_t deadline)
 static void
 learn_origin(struct conn *c, struct known *known)
 {
+    static const struct span none = {"", 0};
     struct fail f = {0};
 
     *known = (struct known){.alpn = ALPN_HTTP1};
@@ -357,9 +358,9 @@ learn_origin(struct conn *c, struct known *known)
      * the first word, and only a ready connection can hear that. */
     if (c->hello.alpn != 0 && upstream_known(&c->client, &c->target, known))
         return;
-    if (c->up == NULL) {
-        c->up = upstream_take(&c->client, &c->target, (struct span){"", 0},
-                              false, &f);
+    if (c->up == NULL || upstream_tries_quic(&c->client, &c->target, none)) {
+        upstream_give(&c->client, c->up);
+        c->up = upstream_take(&c->client, &c->target, none, false, &f);
     } else if (upstream_ready(&c->client, c->up, ALPN_HTTP1 | ALPN_H2, &f) !=
                WHY_NONE) {
         upstream_free(c->up);

@@ -204,7 +204,9 @@ struct config {
     struct env_ways env;
     struct parent_rule *rules; /* [parent NAME], in their order */
     size_t n_rules;
-    struct match *h2c; /* plain hosts that are spoken to in HTTP/2 */
+    struct match *h2c;         /* plain hosts that are spoken to in HTTP/2 */
+    struct match *http3_hosts; /* hosts that are tried in HTTP/3 */
+    bool http3_auto; /* and all that say by Alt-Svc that they speak it */
 
     /* [http2] */
     int streams, streams_total, window_kib, session_kib, stall_s;
@@ -222,6 +224,7 @@ struct config {
     /* [intercept] */
     bool intercept;
     enum alpn_mode { ALPN_MIRROR, ALPN_ALWAYS_H2, ALPN_NEVER_H2 } alpn;
+    bool alt_svc_keep; /* Alt-Svc of intercepted origins goes down, too */
     struct match *only, *except; /* empty only: everything */
     char *dir;                   /* the CA's home; NULL: ~/.weir */
     int leaf_days, leaf_cache, sniff_ms;
@@ -699,6 +702,8 @@ struct hop {                       /* a parent on the way, for the log */
     int64_t connect_us, answer_us; /* -1: there was none */
 };
 
+enum { ALT_USED_MAX = HOST_MAX + 16 };
+
 struct upstream { /* a way to an origin; belongs to whoever took it */
     struct origin origin;
     struct parent *parent; /* that it leads through; NULL: none */
@@ -711,6 +716,7 @@ struct upstream { /* a way to an origin; belongs to whoever took it */
     struct session *session; /* whose stream it is (session.c) */
     struct http *http;       /* what to speak on; NULL: bare, TLS not begun */
     char addr[ADDR_MAX];     /* the peer's address */
+    char alt_used[ALT_USED_MAX]; /* where Alt-Svc led to; "": not by it */
     struct clock_marks took;
     bool reused;       /* carried an exchange before this one */
     bool plain_only;   /* HTTP/1 was all we offered: for an upgrade */
@@ -818,6 +824,8 @@ struct exchange {
     struct upstream *up;   /* a way that may serve, or NULL; afterwards one that
                               is idle (or raw: EXCHANGE_RAW), or NULL */
     int64_t begun_us;      /* when the request's head was complete */
+    /* its own */
+    bool alt_used; /* the request says so */
     /* for the log */
     struct origin origin;
     struct clock_marks took;
@@ -954,6 +962,7 @@ enum setting_kind {
     KIND_MATCH,    /* struct match * */
     KIND_RESOLVE,  /* list of struct resolve_conf; the key is any name */
     KIND_NO_PROXY, /* struct match *, read as curl does */
+    KIND_HTTP3,    /* struct match *, and the word "auto" */
     KIND_WAYS,     /* struct ways; secret */
     KIND_URL,      /* [parent NAME] url: struct ways of a rule; secret */
     KIND_HOSTS,    /* [parent NAME] hosts: struct match * of a rule */
@@ -1101,6 +1110,7 @@ void head_clear(struct head *); /* memory too */
 struct span head_text(struct head *, const char *, size_t); /* copied in */
 bool head_add(struct head *, struct span name, struct span value); /* copies */
 bool head_put(struct head *, struct span name, struct span value); /* lends */
+void head_remove(struct head *, const char *name);        /* all of that name */
 struct span head_joined(struct head *, const char *name); /* all, as one list */
 const struct field *head_find(const struct head *, const char *name,
                               const struct field *after); /* NULL: first */
@@ -1573,9 +1583,18 @@ extern struct resolver dns_resolver; /* set before the first lookup */
 
 /* ---- dial.c: host and port -> connected socket --------------------------- */
 
+enum { DIAL_MAX = 8 }; /* addresses tried for one name */
 enum why dial(const struct client *, const char *host, uint16_t port,
               enum access, int *fd, char addr[ADDR_MAX], struct clock_marks *,
               struct fail *);
+enum why dial_watched(const struct client *, const char *host, uint16_t port,
+                      enum access, const struct watch *, int *fd,
+                      char addr[ADDR_MAX], struct clock_marks *, struct fail *);
+enum why dial_addresses(const struct client *, const char *host, uint16_t port,
+                        enum access, struct address[DIAL_MAX], size_t *n,
+                        struct clock_marks *, struct fail *);
+enum why dial_udp_at(const struct address *, int *fd, char addr[ADDR_MAX],
+                     struct fail *);
 enum why dial_udp(const struct client *, const char *host, uint16_t port,
                   enum access, int *fd, char addr[ADDR_MAX],
                   struct clock_marks *, struct fail *);
@@ -1592,6 +1611,28 @@ enum why breaker_ask(struct breaker *, const char *host, uint16_t port,
                      bool *trial, struct fail *);
 void breaker_tell(struct breaker *, const char *host, uint16_t port, bool trial,
                   const struct fail *, uint64_t conn);
+
+/* ---- altsvc.c: which origins speak HTTP/3 -------------------------------- */
+
+struct altsvc {              /* where an origin says that it speaks HTTP/3 */
+    char host[HOST_MAX + 1]; /* "": its own */
+    uint16_t port;
+    int64_t ma_s; /* for how long that is to be believed */
+    bool persist; /* also behind another network */
+};
+enum altsvc_said { ALTSVC_WRONG, ALTSVC_NONE, ALTSVC_H3 };
+enum altsvc_said altsvc_parse(struct span value, struct altsvc *);
+struct altsvcs; /* what is remembered; now: ms */
+struct altsvcs *altsvcs_new(void);
+void altsvcs_free(struct altsvcs *);
+void altsvc_learn(struct altsvcs *, const struct origin *, struct span value,
+                  uint64_t age_s, int64_t now);
+void altsvc_forget(struct altsvcs *, const struct origin *);
+bool altsvc_find(struct altsvcs *, const struct origin *, int64_t now,
+                 struct altsvc *);
+bool altsvc_is_broken(struct altsvcs *, const struct origin *, int64_t now);
+int64_t altsvc_failed(struct altsvcs *, const struct origin *, int64_t now);
+void altsvc_worked(struct altsvcs *, const struct origin *);
 
 /* ---- parent.c: ways out through other proxies -------------------------------
  */
@@ -1661,6 +1702,11 @@ void upstream_free(struct upstream *);  /* closes; NULL: nothing */
 bool upstream_has(const struct client *, const struct origin *);
 bool upstream_known(const struct client *, const struct origin *,
                     struct known *);
+/* Shall upstream_take() be asked, even if a bare way over TCP is at hand? */
+bool upstream_tries_quic(const struct client *, const struct origin *,
+                         struct span upgrade);
+void upstream_learn(const struct client *, const struct upstream *,
+                    struct head *); /* of an answer: its Alt-Svc */
 bool origin_same(const struct origin *, const struct origin *);
 /* Can this way serve that origin, as the settings are now? */
 bool upstream_fits(const struct client *, const struct upstream *,
@@ -1672,19 +1718,25 @@ void upstream_judge(const struct client *, struct upstream *,
 void upstream_note_request(struct client *, const struct head *);
 struct told *told_copy(const struct told *); /* the caller's to free() */
 
-/* ---- session.c: HTTP/2 connections that exchanges share ------------------ */
+/* ---- session.c: HTTP/2 and 3 connections that exchanges share ------------ */
 
 struct sessions;
 struct dialling;
-struct sessions *sessions_new(struct secure *);
+struct sessions *sessions_new(struct secure *, struct altsvcs *);
 void sessions_free(struct sessions *);
 void sessions_reap(struct sessions *);
 enum why session_start(struct sessions *, const struct client *,
                        struct upstream *, struct fail *);
+enum why session_start_quic(struct sessions *, const struct client *,
+                            struct upstream *, int fd, struct fail *);
+enum why session_ready(const struct upstream *, int64_t until, struct fail *);
+void session_failed(struct sessions *, const struct origin *,
+                    const struct fail *); /* in HTTP/3 */
 bool session_take(struct sessions *, const struct client *,
-                  const struct origin *, const struct parent *,
+                  const struct origin *, const struct parent *, enum version,
                   struct upstream *);
 bool session_extended(const struct upstream *);
+bool session_is_quic(const struct upstream *);
 struct dialling *sessions_turn(struct sessions *, const struct origin *,
                                const struct parent *, int64_t until);
 void sessions_turned(struct sessions *, struct dialling *);
