@@ -29,6 +29,7 @@ enum {
     SPLICE_FROM = 131072,  /* content left that is worth a pipe */
     SPLICE_BYTES = 262144, /* what the pipe shall hold */
     DISCARD_MS = 2000,     /* how long unwanted content is read */
+    LOOK_MS = 100,         /* the same, until the origin refuses content */
     TICK_MS = 1000,        /* how often a wait for the twin looks around */
 };
 
@@ -233,19 +234,29 @@ upload_client_failed(struct upload *u)
  * Wait for the twin, with our answer complete or given up.  An upload that
  * still moves may go on: the origin said it keeps the connection.  One that is
  * only being discarded, or that waits for a 100 (Continue) which will never
- * come, ends here.
+ * come, ends here; as does one that the origin refuses after its answer, while
+ * the client is silent and so would not learn it.
  */
 static void
 upload_join(struct upload *u, bool hopeless)
 {
     struct exchange *x = u->x;
     int64_t until = now_ms() + DISCARD_MS;
+    bool told = u->unheard;
 
     if (u->started) {
         gate_open(u, u->to);
         if (u->unheard)
             (void)x->down->ops->unwanted(x->down);
-        while (!twin_wait(x->worker, hopeless ? DISCARD_MS : TICK_MS)) {
+        while (!twin_wait(x->worker, hopeless ? DISCARD_MS
+                                     : told   ? TICK_MS
+                                              : LOOK_MS)) {
+            if (!told && x->up != NULL && x->up->http->ops->gone(x->up->http)) {
+                told = x->down->last = true;
+                if (!x->down->ops->unwanted(x->down))
+                    atomic_store(&u->discard, true);
+                until = now_ms() + DISCARD_MS;
+            }
             if (!hopeless && !atomic_load(&x->client->weir->stopping) &&
                 !(atomic_load(&u->discard) && now_ms() >= until))
                 continue;

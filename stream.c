@@ -663,7 +663,7 @@ stream_gone(struct http *http)
     bool gone;
 
     pthread_mutex_lock(&s->hub->lock);
-    gone = s->broken.why != WHY_NONE;
+    gone = s->broken.why != WHY_NONE || s->deaf;
     pthread_mutex_unlock(&s->hub->lock);
     return gone;
 }
