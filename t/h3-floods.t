@@ -149,8 +149,8 @@ for my $bad (
 }
 {
     my $c  = client();
-    my $id = $c->request([ ':method', 'POST', @own[ 2 .. 7 ],
-        'content-length', 5 ], end => 0);
+    my $id = $c->request([ ':method', 'POST', @get[ 2, 3, 4 ], $silent->addr,
+        ':path', '/', 'content-length', 5 ], end => 0);
     $c->data($id, 'abcdefgh', 1);
     $c->until(sub { $c->stream($id)->{reset} || $c->stream($id)->{end} });
     is $c->stream($id)->{reset}, 'MESSAGE_ERROR', 'more content than announced';
