@@ -1040,6 +1040,11 @@ bool match_host(const struct match *, const char *host, uint16_t port);
 bool match_empty(const struct match *);
 void match_free(struct match *);
 
+/* ---- holder.c: who listens where we want to ------------------------------ */
+
+void holder_explain(const struct listener_conf *, int code, char *err,
+                    size_t cap);
+
 /* ---- pool.c: workers and their twins ------------------------------------- */
 
 struct pool_conf {
@@ -1186,6 +1191,8 @@ bool list_has(struct span list, const char *token); /* comma list, no case */
 bool list_next(struct span *rest, struct span *item);
 
 int hex_digit(char);              /* -1: it is none */
+unsigned char ascii_lower(char);
+bool is_name(struct span);        /* of a host */
 bool is_token(struct span);       /* RFC 9110 section 5.6.2 */
 bool is_field_value(struct span); /* RFC 9110 section 5.5 */
 enum method method_of(struct span);
@@ -1196,6 +1203,8 @@ const char *status_reason(int status);
 const char *version_name(enum version); /* "http/1.1" */
 
 bool head_came_by(const struct head *, const char *via); /* our own Via? */
+
+/* ---- target.c: where a request leads ------------------------------------- */
 
 /* Split host[:port]; brackets removed, lower case; port 0: none given. */
 bool authority_parse(struct span, char host[HOST_MAX + 1], uint16_t *port);
