@@ -414,8 +414,20 @@ enum h1_state {
     H1_DONE,    /* the message is complete */
 };
 
+enum h1_chunk {
+    CHUNK_SIZE, /* before the first digit */
+    CHUNK_DIGITS,
+    CHUNK_SPACE, /* behind the digits: an extension must follow */
+    CHUNK_EXT,
+    CHUNK_LF, /* of the size line */
+    CHUNK_DATA,
+    CHUNK_DATA_CR,
+    CHUNK_DATA_LF,
+    CHUNK_LAST, /* the last chunk was read: trailers follow */
+};
+
 struct h1_chunks { /* where in a chunked body we are (RFC 9112 section 7.1) */
-    int state;
+    enum h1_chunk state;
     uint64_t left;   /* of this chunk's data */
     size_t n_line;   /* bytes of this chunk's size line */
     uint64_t excess; /* bytes of size lines beyond a fair share */
@@ -523,6 +535,8 @@ struct hub {
     size_t n_live;                    /* streams whose user is not through */
     size_t owed;                      /* bytes read, no credit given yet */
     pthread_cond_t left;              /* n_live is 0 */
+    struct stream *spare;             /* waiting for use, linked by next */
+    size_t n_spare, max_spare;        /* 0: none are kept */
     /* HTTP/3: datagrams on their way out, each behind a struct gram_head */
     struct store grams;
     size_t gram_max; /* the largest that fits; 0: the peer takes none */
@@ -590,9 +604,20 @@ struct stream {
     bool seen_over; /* nothing but the end of our message is to come */
     bool submitted; /* client role: the request was */
     bool answered;  /* server role: its final head was */
+    struct packed *sending; /* heads, taken over from out_heads */
+    struct got first;       /* in: room for a head */
+    bool had_first;
     bool closed, local_end, remote_end, deferred, held;
     uint64_t asked;   /* server role: number of the PING behind our answer */
     int64_t moved_at; /* ms: when the peer last took content */
+};
+
+struct call { /* what a stream's user calls for */
+    bool content, end, tail, aborted, done, unwanted;
+    enum why why;  /* aborted by it */
+    size_t credit; /* bytes that he has read */
+    void (*serve)(void *arg, struct fibers *); /* to be begun; NULL: nothing */
+    void *serve_arg;
 };
 
 struct h2; /* one HTTP/2 session (h2.c) */
@@ -891,6 +916,7 @@ struct conn {
     enum conn_state resume; /* where to go on after ST_PARKED */
     struct worker *worker;  /* while one runs it */
     struct hello hello;     /* of the handshake to come */
+    int64_t hello_until;    /* ms: when all of it has to be here; 0: none is */
     struct socks socks;     /* version 0: the client speaks something else */
     struct origin target;   /* of a CONNECT, of an interception */
     bool target_known;      /* target is set: this is no proxy request */
@@ -1030,6 +1056,12 @@ void pool_free(struct pool *);   /* joins; the queue must be empty */
 bool twin_start(struct worker *, void (*run)(void *), void *arg);
 bool twin_wait(struct worker *, int ms); /* -1: for ever; false: still runs */
 
+struct bell { /* one thread waits until another rings; zeroed: not rung */
+    atomic_int state; /* of the enum below; 32 bits for futex(2) */
+};
+enum { BELL_SILENT, BELL_AWAITED, BELL_RUNG };
+bool bell_wait(struct bell *, int64_t until); /* false: it is over */
+void bell_ring(struct bell *);
 bool cond_until(pthread_cond_t *, pthread_mutex_t *, int64_t until);
 void stack_rest(void); /* unused pages of this thread's stack go back */
 
@@ -1087,11 +1119,30 @@ void end_drop_buffer(struct end *);  /* while nothing is buffered */
 void end_cut(struct end *);
 /* The two are each other's peer, by socketpair(2); false: no memory. */
 bool end_pair(struct end *, struct end *);
-bool end_chose_h2(const struct end *); /* by ALPN */
+/* Its socket, for layer.c. */
+enum why sock_recv(struct end *, void *buf, size_t cap, int flags, size_t *n,
+                   struct fail *);
+enum why sock_send(struct end *, struct iovec *, int n, int flags,
+                   struct fail *);
+
+/* ---- layer.c: TLS over an end's socket, or over TLS ---------------------- */
+
 enum why end_handshake(struct end *, gnutls_session_t, int64_t deadline,
                        struct fail *); /* takes the session */
+bool end_chose_h2(const struct end *); /* by ALPN */
 void end_alert(struct end *, gnutls_alert_description_t);
 gnutls_session_t end_session(const struct end *); /* NULL: plain */
+/* For end.c. */
+enum why layer_read(struct end *, struct tls *, void *buf, size_t cap,
+                    size_t *n, struct fail *); /* NULL: the socket */
+enum why layer_write(struct end *, struct iovec *, int n, struct fail *);
+enum why layer_try_write(struct end *, const void *at, size_t len, size_t *n,
+                         struct fail *);
+enum why layer_finish(struct end *, struct fail *);
+bool layer_pending(struct tls *, void *buf, size_t cap, size_t *n);
+bool layer_take_in(struct end *);
+void layer_drop_buffers(struct tls *);
+void layer_free(struct tls *);
 
 /* ---- fail.c: reasons, and the clock -------------------------------------- */
 
@@ -1167,17 +1218,58 @@ enum why page_error(struct exchange *, const struct fail *, struct fail *);
 enum why page_own(struct exchange *, struct fail *);   /* our own site */
 enum why page_trace(struct exchange *, struct fail *); /* Max-Forwards: 0 */
 
-/* ---- h1.c: HTTP/1 -------------------------------------------------------- */
+/* ---- h1.c: HTTP/1, read and kept ----------------------------------------- */
 
 void h1_init(struct h1 *, struct end *, enum side, const struct config *);
 void h1_clear(struct h1 *);
+enum why h1_try_head(struct h1 *, struct head *, struct fail *); /* no wait */
+struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
+void h1_content_begin(struct h1 *, enum h1_state, uint64_t left);
+
+/* ---- h1parse.c: HTTP/1 out of bytes -------------------------------------- */
+
+enum h1_field { /* fields that a codec of HTTP/1 acts upon */
+                F_OTHER,
+                F_CONNECTION,
+                F_EXPECT,
+                F_HOST,
+                F_LENGTH,
+                F_CODING,
+                F_TE,
+                F_TRAILER,
+                F_UPGRADE,
+};
+enum h1_field h1_field_of(struct span name);
+enum why h1_section_end(const char *raw, size_t len, size_t *scanned,
+                        size_t *end);
+size_t h1_blank_line(const char *raw, size_t len, enum side from);
 enum why h1_parse_head(const char *raw, size_t len, enum side from,
                        const struct h1_limits *, struct head *, size_t *used,
                        struct fail *);
-enum why h1_try_head(struct h1 *, struct head *, struct fail *); /* no wait */
+enum why h1_parse_more(const char *raw, size_t len, enum side from,
+                       bool to_connect, const struct h1_limits *,
+                       size_t *scanned, struct head *, size_t *used,
+                       struct fail *);
+enum why h1_parse_fields(const char *at, enum side from,
+                         const struct h1_limits *, struct head *,
+                         struct fail *);
 enum why h1_parse_chunks(struct h1_chunks *, const char *raw, size_t len,
                          size_t *used, struct span *data, struct fail *);
-struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
+
+/* ---- h1write.c: HTTP/1 into bytes ---------------------------------------- */
+
+enum why h1_write_head(struct http *, const struct head *, struct fail *);
+enum why h1_write_body(struct http *, struct span, struct fail *);
+enum why h1_write_end(struct http *, const struct head *trailers,
+                      struct fail *);
+enum why h1_flush(struct http *, struct fail *);
+
+/* ---- websocket.c: its key, where versions meet --------------------------- */
+
+void ws_note_key(struct h1 *, const struct head *);       /* as a server */
+bool ws_accept(const char *key, char out[32]);            /* as a server */
+bool ws_make_key(struct h1 *, const struct head *);       /* as a client */
+bool ws_accepted(const struct h1 *, const struct head *); /* as a client */
 
 /* ---- fields.c: heads in the fields of HTTP/2 and 3 ----------------------- */
 
@@ -1227,9 +1319,11 @@ bool fiber_call(struct pool *, void (*run)(void *), void *arg);
 bool hub_init(struct hub *); /* false: no descriptor */
 void hub_clear(struct hub *);
 struct stream *hub_call(struct hub *); /* the next who calls; NULL: nobody */
+struct stream *hub_take(struct hub *, struct call *); /* and for what */
 void hub_wake(struct hub *);           /* needs hub->lock */
 bool hub_sleep(struct hub *);          /* false: somebody calls, look again */
 void hub_awake(struct hub *);
+void hub_rest(struct hub *, bool all); /* spare streams go back */
 void hub_nudge(struct hub *);     /* any thread: look again, it is no call */
 void hub_over(struct hub *);      /* every stream is broken */
 bool hub_over_idle(struct hub *); /* the same, if nobody uses one */
@@ -1252,6 +1346,7 @@ void stream_break(struct stream *, enum why, const char *op, int code,
 void stream_deafen(struct stream *);
 void stream_tell(struct stream *);     /* needs hub->lock */
 size_t stream_unread(struct stream *); /* no credit was given for it */
+void stream_call(struct stream *, struct call *);
 
 /* Datagrams of a stream, HTTP/3 alone; the user's, any thread.  They are lost
  * (false) where they do not fit or too many wait. */
