@@ -66,6 +66,7 @@ struct h2 {
     uint32_t code;     /* the session shall end with it */
     const char *cause; /* why; NULL: it goes on */
     bool said_goodbye;
+    bool quiet; /* poll(2) has just said that there is nothing to read */
     int n_continuations, n_refused;
     int32_t last_id;
     struct gap gaps[GAPS]; /* the last ones */
@@ -877,6 +878,8 @@ receive(struct h2 *h, struct fail *f)
 {
     enum why why = end_ahead(h->end).len > 0 ? WHY_NONE : WHY_MORE, last;
 
+    if (h->quiet && why == WHY_MORE)
+        return WHY_MORE;
     digest(h);
     for (int i = 0; i < READS && h->cause == NULL; i++) {
         last = end_fill(h->end, END_BUF_BULK, f);
@@ -888,6 +891,8 @@ receive(struct h2 *h, struct fail *f)
         }
         digest(h);
         why = WHY_NONE;
+        if (h->end->drained && !end_pending(h->end))
+            break;
     }
     begin_fresh(h);
     if (why == WHY_NONE && h->held != NULL)
@@ -1043,12 +1048,14 @@ sleep_until_news(struct h2 *h, int ms)
         {.fd = h->end->fd, .events = (short)(POLLIN | (unsent ? POLLOUT : 0))},
         {.fd = h->hub.wake_fd, .events = POLLIN}};
 
+    h->quiet = false;
     if (end_pending(h->end) || !hub_sleep(&h->hub))
         return;
     if (h->fibers.n > 0)
         fibers_poll(&h->fibers, p, 2, ms);
     else
         (void)poll(p, 2, ms);
+    h->quiet = (p[0].revents & ~POLLOUT) == 0;
     hub_awake(&h->hub);
 }
 
@@ -1328,6 +1335,7 @@ h2_run(struct h2 *h, int linger_ms, struct fail *f)
     enum why why;
 
     h->end->no_wait = true;
+    h->quiet = false;
     h->idle_from = 0;
     do {
         while ((why = turn(h, linger_ms, f)) == WHY_NONE)

@@ -269,6 +269,7 @@ struct end {
     bool filled;  /* by the last read, from end to end */
     int rcv_ms;   /* what SO_RCVTIMEO is now */
     bool no_wait; /* set by its user: reads answer WHY_MORE, not wait */
+    bool drained; /* by the last such read: there was less than asked for */
     uint64_t n_in;
     /* the writer's alone */
     int snd_ms; /* what SO_SNDTIMEO is now */
