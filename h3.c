@@ -48,9 +48,11 @@ enum {
     TRIM_STREAMS = 50,     /* served: there may be memory to give back */
     NEAR_RTT_MS = 10,      /* what to assume of a client, before it is known */
     FAR_RTT_MS = 60,       /* and of an origin */
+    HELD_MS = 1000,        /* how long a request may wait for a stream */
     GRAM_MAX = 1500,       /* bytes of a datagram with its stream's number */
     REFUSALS = 3,          /* datagrams that found nobody: the origin is gone */
-    PEEK_MAX = 256,        /* of a control stream, looked at for SETTINGS */
+    SETTINGS_MAX = 256,    /* bytes of an origin's first frame */
+    SETTING_CONNECT = 8,   /* RFC 9220 section 3 */
 };
 
 struct chunk { /* content that the library has, until it is acknowledged */
@@ -92,22 +94,25 @@ struct h3 {
     char *buf; /* client role: READ_MAX bytes of datagrams */
     char gram[GRAM_MAX];
     struct stream *gram_to; /* who got the last one */
+    char
+        settings[SETTINGS_MAX]; /* client role: how the control stream begins */
+    size_t n_settings;
+    bool takes_connect; /* what they say */
     struct calm calm;
     int64_t now, tick_at, idle_from, control_id;
     bool said_goodbye, shut, kept_alive, peer_grams;
-    bool useful;            /* something came of what is being read */
-    uint8_t peek[PEEK_MAX]; /* client role: the control stream's beginning */
-    size_t n_peek;
+    bool useful;    /* something came of what is being read */
     int n_refusals; /* in a row */
-    bool peeked;
     size_t gram_max, n_credit;
     size_t n_open; /* of all */
     uint64_t n_served, trim_at;
     /* needs hub.lock */
     pthread_cond_t settled;
-    bool settings_seen, extended, ready, leaving, stop, used;
+    bool settings_seen, extended, ready, leaving, used;
     struct fail failed; /* client role: before it was ready */
     size_t peer_max;
+    /* any thread */
+    atomic_bool stop;
 };
 
 /* ---- endings ------------------------------------------------------------- */
@@ -621,7 +626,7 @@ on_settings(nghttp3_conn *ng, const nghttp3_settings *settings, void *arg)
     h->peer_grams = settings->h3_datagram;
     pthread_mutex_lock(&h->hub.lock);
     h->settings_seen = true;
-    h->extended = h->extended || settings->enable_connect_protocol;
+    h->extended = settings->enable_connect_protocol || h->takes_connect;
     pthread_cond_broadcast(&h->settled);
     pthread_mutex_unlock(&h->hub.lock);
     return 0;
@@ -820,6 +825,7 @@ open_stream(struct h3 *h, struct stream *s)
     if (some && !done &&
         (!quic_is_ready(h->quic) || !quic_open(h->quic, true, &id))) {
         s->held = true;
+        s->moved_at = h->now;
         s->next_own = h->held;
         h->held = s;
         return false;
@@ -967,54 +973,14 @@ static void
 quic_confirmed(void *arg)
 {
     struct h3 *h = arg;
+    size_t max = quic_streams_left(h->quic);
 
     pthread_mutex_lock(&h->hub.lock);
     h->ready = true;
+    if (h->side == SIDE_ORIGIN)
+        h->peer_max = max;
     pthread_cond_broadcast(&h->settled);
     pthread_mutex_unlock(&h->hub.lock);
-}
-
-/* A number of RFC 9000 section 16.  False: it is not all there. */
-static bool
-number(struct span *from, uint64_t *out)
-{
-    size_t n = from->len > 0 ? (size_t)1 << ((uint8_t)from->at[0] >> 6) : 1;
-
-    if (from->len < n)
-        return false;
-    *out = (uint8_t)from->at[0] & 0x3f;
-    for (size_t i = 1; i < n; i++)
-        *out = *out << 8 | (uint8_t)from->at[i];
-    *from = (struct span){from->at + n, from->len - n};
-    return true;
-}
-
-/* The library does not tell a client that the server takes extended CONNECT
- * (RFC 9220 section 3), so its SETTINGS, which come first (RFC 9114 section
- * 6.2.1), are read here, too.  What is wrong in them the library will find. */
-static void
-peek(struct h3 *h, const void *at, size_t len)
-{
-    struct span left;
-    uint64_t type, frame, size, id, value;
-
-    if (len > PEEK_MAX - h->n_peek)
-        len = PEEK_MAX - h->n_peek;
-    memcpy(h->peek + h->n_peek, at, len);
-    h->n_peek += len;
-    h->peeked = h->n_peek == PEEK_MAX;
-    left = (struct span){(char *)h->peek, h->n_peek};
-    if (!number(&left, &type) || !number(&left, &frame) ||
-        !number(&left, &size) || left.len < size)
-        return;
-    h->peeked = true;
-    left.len = (size_t)size;
-    while (frame == 4 && number(&left, &id) && number(&left, &value))
-        if (id == 8 && value == 1) {
-            pthread_mutex_lock(&h->hub.lock);
-            h->extended = true;
-            pthread_mutex_unlock(&h->hub.lock);
-        }
 }
 
 static bool
@@ -1035,6 +1001,45 @@ is_calm(struct h3 *h, int64_t id, const uint8_t *at, size_t len)
                                         "too much on the control stream") == 0;
 }
 
+/* Is this setting in the frame that the control stream begins with (RFC 9114
+ * section 6.2.1)?  False as long as the frame is not whole. */
+static bool
+settings_have(const char *at, size_t len, uint64_t wanted)
+{
+    uint64_t head[3], pair[2]; /* stream type, frame type, length */
+    size_t n;
+
+    for (int i = 0; i < 3; i++, at += n, len -= n)
+        if ((n = varint_parse(at, len, &head[i])) == 0)
+            return false;
+    if (head[1] != 4 || head[2] > len)
+        return false;
+    len = (size_t)head[2];
+    while (len > 0) {
+        for (int i = 0; i < 2; i++, at += n, len -= n)
+            if ((n = varint_parse(at, len, &pair[i])) == 0)
+                return false;
+        if (pair[0] == wanted)
+            return pair[1] == 1;
+    }
+    return false;
+}
+
+/* The library keeps to itself that an origin takes extended CONNECT: only a
+ * server has to be told, it holds.  So look at the bytes. */
+static void
+peek_settings(struct h3 *h, int64_t id, const void *at, size_t len)
+{
+    size_t room = SETTINGS_MAX - h->n_settings;
+
+    if (h->side != SIDE_ORIGIN || id != h->control_id || room == 0)
+        return;
+    memcpy(h->settings + h->n_settings, at, len < room ? len : room);
+    h->n_settings += len < room ? len : room;
+    h->takes_connect =
+        settings_have(h->settings, h->n_settings, SETTING_CONNECT);
+}
+
 static bool
 quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
 {
@@ -1043,8 +1048,7 @@ quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
 
     if (!is_calm(h, id, at, len))
         return false;
-    if (h->side == SIDE_ORIGIN && id == h->control_id && !h->peeked)
-        peek(h, at, len);
+    peek_settings(h, id, at, len);
     h->useful = false;
     n = nghttp3_conn_read_stream(h->ng, id, at, len, fin);
     if (n < 0)
@@ -1122,11 +1126,12 @@ static void
 quic_gram(void *arg, const void *at, size_t len)
 {
     struct h3 *h = arg;
-    struct span payload = {at, len};
     struct stream *s = h->gram_to;
-    uint64_t id;
+    uint64_t id = 0;
 
-    if (!number(&payload, &id)) {
+    size_t n = varint_parse(at, len, &id);
+
+    if (n == 0) {
         quic_end(h->quic, 0x33, "malformed datagram"); /* H3_DATAGRAM_ERROR */
         return;
     }
@@ -1136,7 +1141,7 @@ quic_gram(void *arg, const void *at, size_t len)
             ;
     h->gram_to = s;
     if (s != NULL) /* else it came before its stream, or too late */
-        stream_put_gram(s, payload.at, payload.len);
+        stream_put_gram(s, (const char *)at + n, len - n);
 }
 
 static int
@@ -1352,10 +1357,15 @@ look_at_limits(struct h3 *h)
         h->hub.gram_max = max < GRAM_MAX - 4 ? max : GRAM_MAX - 4;
         pthread_mutex_unlock(&h->hub.lock);
     }
-    if (h->side == SIDE_ORIGIN && quic_is_ready(h->quic)) {
-        left = quic_streams_left(h->quic);
+    /* What has ended may be opened anew as soon as the peer says so: that is a
+     * moment for which a request is held. */
+    left = h->side == SIDE_ORIGIN && quic_is_ready(h->quic)
+               ? quic_streams_left(h->quic)
+               : 0;
+    if (left > 0) {
         pthread_mutex_lock(&h->hub.lock);
-        h->peer_max = h->n_open + left;
+        if (h->n_open + left > h->peer_max)
+            h->peer_max = h->n_open + left;
         pthread_mutex_unlock(&h->hub.lock);
     }
     if (alive != h->kept_alive) {
@@ -1412,17 +1422,6 @@ say_goodbye(struct h3 *h)
     }
 }
 
-static bool
-told_to_stop(struct h3 *h)
-{
-    bool stop;
-
-    pthread_mutex_lock(&h->hub.lock);
-    stop = h->stop;
-    pthread_mutex_unlock(&h->hub.lock);
-    return stop || (h->wire != NULL && wire_stopped(h->wire));
-}
-
 /* Buffers of a burst that is over. */
 static void
 give_back(struct h3 *h)
@@ -1435,19 +1434,43 @@ give_back(struct h3 *h)
         fibers_rest(&h->fibers);
 }
 
+/* Client role: a request has waited long for a stream.  The peer lets us open
+ * no more, and others shall not try. */
+static void
+end_held(struct h3 *h)
+{
+    struct stream *s = h->held, *next;
+
+    if (s == NULL || !quic_is_ready(h->quic))
+        return;
+    while (s->next_own != NULL) /* it is newest first */
+        s = s->next_own;
+    if (h->now - s->moved_at < HELD_MS)
+        return;
+    leave(h);
+    s = h->held;
+    h->held = NULL;
+    for (; s != NULL; s = next) {
+        next = s->next_own;
+        s->held = false;
+        s->submitted = s->closed = true;
+        list_add(h, s);
+        stream_break(s, WHY_UNPROCESSED, "open a stream", 0, NULL);
+        serve_call(h, s);
+    }
+}
+
 /* Twice a second. */
-static enum why
-tick(struct h3 *h, struct fail *f)
+static void
+tick(struct h3 *h)
 {
     end_stalled(h);
+    end_held(h);
     give_back(h);
     if (atomic_load(&h->user.weir->draining))
         say_goodbye(h);
-    if (told_to_stop(h)) {
-        quic_end(h->quic, NGHTTP3_H3_NO_ERROR, "session");
-        return fail_own(f, SIDE_WEIR, WHY_OVER, "session");
-    }
-    return WHY_NONE;
+    if (h->wire != NULL && wire_stopped(h->wire))
+        atomic_store(&h->stop, true);
 }
 
 /* Since when has no stream been open?  0: one is. */
@@ -1561,7 +1584,8 @@ may_rest(struct h3 *h, int linger_ms)
     if (over && (h->side == SIDE_ORIGIN || h->said_goodbye))
         return WHY_EOF;
     if (h->side == SIDE_ORIGIN)
-        return h->now - idle >= linger_ms ? WHY_EOF : WHY_NONE;
+        return h->now - idle >= linger_ms && hub_over_idle(&h->hub) ? WHY_EOF
+                                                                    : WHY_NONE;
     if (over || h->now - idle < linger_ms ||
         quic_until_us(h->quic) < (h->now + REST_MS) * 1000)
         return WHY_NONE;
@@ -1594,8 +1618,11 @@ turn(struct h3 *h, int linger_ms, struct fail *f)
     serve_calls(h);
     if (h->now >= h->tick_at) {
         h->tick_at = h->now + TICK_MS;
-        if ((why = tick(h, f)) != WHY_NONE)
-            return why;
+        tick(h);
+    }
+    if (atomic_load(&h->stop)) {
+        quic_end(h->quic, NGHTTP3_H3_NO_ERROR, "session");
+        return fail_own(f, SIDE_WEIR, WHY_OVER, "session");
     }
     if ((why = quic_expire(h->quic, f)) != WHY_NONE)
         return why;
@@ -1843,6 +1870,10 @@ h3_run(struct h3 *h, int linger_ms, struct fail *f)
     h->idle_from = 0;
     while ((why = turn(h, linger_ms, f)) == WHY_NONE)
         ;
+    if (why == WHY_IDLE && h->side == SIDE_ORIGIN && idle_since(h) != 0) {
+        *f = (struct fail){0}; /* an origin that was not asked is silent */
+        why = WHY_EOF;
+    }
     if (why != WHY_MORE) {
         quic_goodbye(h->quic);
         break_all(h, f);
@@ -1983,8 +2014,6 @@ h3_extended(struct h3 *h, int64_t until)
 void
 h3_stop(struct h3 *h)
 {
-    pthread_mutex_lock(&h->hub.lock);
-    h->stop = true;
-    hub_wake(&h->hub);
-    pthread_mutex_unlock(&h->hub.lock);
+    atomic_store(&h->stop, true);
+    hub_nudge(&h->hub);
 }

@@ -18,6 +18,7 @@
  */
 #include <assert.h>
 #include <ctype.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +32,8 @@ enum {
     HEAD_BYTES = 32768, /* of its answer to a CONNECT */
     HEAD_FIELDS = 200,
     INTERIM_MAX = 100, /* 1xx answers before the real one */
+    CIRCLE_MAX = 64,   /* who may wait for a SOCKS parent at once */
+    CIRCLE_MS = 1000,  /* or more, if it answers one in so long */
 };
 
 /* ---- a parent's URL ------------------------------------------------------ */
@@ -645,6 +648,69 @@ parent_credentials(const struct client *c, const struct parent *p)
     return (struct span){NULL, 0};
 }
 
+/* ---- through a SOCKS proxy ----------------------------------------------- */
+
+static struct { /* somebody has an answer of his SOCKS parent */
+    pthread_mutex_t lock;
+    pthread_cond_t news;
+} answers = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER};
+
+/* Does the client come from where the parent is? */
+static bool
+comes_from(const struct client *c, const char *addr)
+{
+    const char *client = strrchr(c->addr, ':'), *parent = strrchr(addr, ':');
+
+    return client != NULL && parent != NULL &&
+           client - c->addr == parent - addr &&
+           memcmp(c->addr, addr, (size_t)(parent - addr)) == 0;
+}
+
+/*
+ * SOCKS has no Via: two proxies that are each other's parent cannot see that
+ * they ask in a circle.  But then the parent asks us whatever we ask it, more
+ * and more waits for it, and none of that is answered.  A crowd of honest
+ * clients on the parent's machine gets its answers, sooner or later.
+ */
+static bool
+goes_round(const struct client *c, const struct upstream *up)
+{
+    struct parent *p = up->parent;
+    unsigned before = atomic_load(&p->n_answers);
+    int64_t until = now_ms() + CIRCLE_MS;
+
+    if (atomic_load(&p->n_asking) <= CIRCLE_MAX || !comes_from(c, up->addr))
+        return false;
+    pthread_mutex_lock(&answers.lock);
+    while (atomic_load(&p->n_answers) == before && now_ms() < until)
+        cond_until(&answers.news, &answers.lock, until);
+    pthread_mutex_unlock(&answers.lock);
+    return atomic_load(&p->n_answers) == before;
+}
+
+static enum why
+ask_socks(const struct client *c, struct upstream *up, bool *spoke,
+          struct fail *f)
+{
+    struct parent *p = up->parent;
+    enum why why;
+
+    atomic_fetch_add(&p->n_asking, 1);
+    if (goes_round(c, up)) {
+        *spoke = true; /* it is not to blame */
+        why = fail_say(f, SIDE_WEIR, WHY_LOOP, "SOCKS",
+                       "%s seems to ask us what we ask it", p->text);
+    } else {
+        why = socks_ask(&up->end, &up->origin, p, spoke, f);
+    }
+    atomic_fetch_sub(&p->n_asking, 1);
+    pthread_mutex_lock(&answers.lock);
+    atomic_fetch_add(&p->n_answers, 1);
+    pthread_cond_broadcast(&answers.news);
+    pthread_mutex_unlock(&answers.lock);
+    return why;
+}
+
 /* ---- opening ------------------------------------------------------------- */
 
 /* Is it a plain request that the proxy itself takes, in absolute-form? */
@@ -699,13 +765,13 @@ reach(const struct client *c, struct secure *s, struct sessions *ss,
 
     up->origin = parent_itself;
     if (p->tls && atomic_load(&p->alpn) != ALPN_HTTP1 && !fresh) {
-        taken = session_take(ss, c, &parent_itself, p, up);
+        taken = session_take(ss, c, &parent_itself, p, HTTP_2, up);
         if (!taken)
             turn = sessions_turn(
                 ss, &parent_itself, p,
                 now_ms() + (c->conf->dns_s + 2 * c->conf->connect_s) * 1000LL);
         if (!taken && turn == NULL)
-            taken = session_take(ss, c, &parent_itself, p, up);
+            taken = session_take(ss, c, &parent_itself, p, HTTP_2, up);
         if (taken) /* next to nothing, or another's dialling */
             up->hop.connect_us = now_us() - from;
     }
@@ -732,7 +798,7 @@ open_through(const struct client *c, struct secure *s, struct sessions *ss,
     from = now_us();
     up->end.deadline = now_ms() + c->conf->response_s * 1000LL;
     if (p->kind == PARENT_SOCKS)
-        why = socks_ask(&up->end, &up->origin, p, spoke, f);
+        why = ask_socks(c, up, spoke, f);
     else if (up->stream != NULL)
         why = connect_by_stream(c, up, spoke, f);
     else
@@ -760,7 +826,8 @@ was_stale(const struct upstream *up, enum why why)
  *
  * Returns WHY_NONE; what dial(), secure_parent() and the codecs return, with
  * the parent named; WHY_PARENT_NO, _LOGIN, _BUSY, _LATE: what the parent
- * answered; from SOCKS also WHY_REFUSED, WHY_UNREACHABLE, WHY_CONNECT_LATE.
+ * answered; from SOCKS also WHY_REFUSED, WHY_UNREACHABLE, WHY_CONNECT_LATE, and
+ * WHY_LOOP: it seems to ask us the same.
  * *again: it is no use asking this parent, but another may do.
  */
 enum why

@@ -146,6 +146,8 @@ struct parent { /* a proxy that leads on; referred to by whoever uses it */
     /* any thread */
     atomic_bool ourselves;  /* an environment that leads back to us */
     atomic_uint alpn;       /* what it last chose; 0: not known */
+    atomic_int n_asking;    /* SOCKS: who wait for its answer */
+    atomic_uint n_answers;  /* and how many of them have got one */
     atomic_int n_failed;    /* in a row */
     atomic_llong out_until; /* ms: left out so long */
 };
@@ -205,7 +207,9 @@ struct config {
     struct env_ways env;
     struct parent_rule *rules; /* [parent NAME], in their order */
     size_t n_rules;
-    struct match *h2c; /* plain hosts that are spoken to in HTTP/2 */
+    struct match *h2c;         /* plain hosts that are spoken to in HTTP/2 */
+    struct match *http3_hosts; /* hosts that are tried in HTTP/3 */
+    bool http3_auto; /* and all that say by Alt-Svc that they speak it */
 
     /* [http2] */
     int streams, streams_total, window_kib, session_kib, stall_s;
@@ -223,6 +227,7 @@ struct config {
     /* [intercept] */
     bool intercept;
     enum alpn_mode { ALPN_MIRROR, ALPN_ALWAYS_H2, ALPN_NEVER_H2 } alpn;
+    bool alt_svc_keep; /* Alt-Svc of intercepted origins goes down, too */
     struct match *only, *except; /* empty only: everything */
     char *dir;                   /* the CA's home; NULL: ~/.weir */
     int leaf_days, leaf_cache, sniff_ms;
@@ -410,8 +415,20 @@ enum h1_state {
     H1_DONE,    /* the message is complete */
 };
 
+enum h1_chunk {
+    CHUNK_SIZE, /* before the first digit */
+    CHUNK_DIGITS,
+    CHUNK_SPACE, /* behind the digits: an extension must follow */
+    CHUNK_EXT,
+    CHUNK_LF, /* of the size line */
+    CHUNK_DATA,
+    CHUNK_DATA_CR,
+    CHUNK_DATA_LF,
+    CHUNK_LAST, /* the last chunk was read: trailers follow */
+};
+
 struct h1_chunks { /* where in a chunked body we are (RFC 9112 section 7.1) */
-    int state;
+    enum h1_chunk state;
     uint64_t left;   /* of this chunk's data */
     size_t n_line;   /* bytes of this chunk's size line */
     uint64_t excess; /* bytes of size lines beyond a fair share */
@@ -723,6 +740,8 @@ struct hop {                       /* a parent on the way, for the log */
     int64_t connect_us, answer_us; /* -1: there was none */
 };
 
+enum { ALT_USED_MAX = HOST_MAX + 16 };
+
 struct upstream { /* a way to an origin; belongs to whoever took it */
     struct origin origin;
     struct parent *parent; /* that it leads through; NULL: none */
@@ -735,6 +754,7 @@ struct upstream { /* a way to an origin; belongs to whoever took it */
     struct session *session; /* whose stream it is (session.c) */
     struct http *http;       /* what to speak on; NULL: bare, TLS not begun */
     char addr[ADDR_MAX];     /* the peer's address */
+    char alt_used[ALT_USED_MAX]; /* where Alt-Svc led to; "": not by it */
     struct clock_marks took;
     bool reused;       /* carried an exchange before this one */
     bool plain_only;   /* HTTP/1 was all we offered: for an upgrade */
@@ -842,6 +862,8 @@ struct exchange {
     struct upstream *up;   /* a way that may serve, or NULL; afterwards one that
                               is idle (or raw: EXCHANGE_RAW), or NULL */
     int64_t begun_us;      /* when the request's head was complete */
+    /* its own */
+    bool alt_used; /* the request says so */
     /* for the log */
     struct origin origin;
     struct clock_marks took;
@@ -895,6 +917,7 @@ struct conn {
     enum conn_state resume; /* where to go on after ST_PARKED */
     struct worker *worker;  /* while one runs it */
     struct hello hello;     /* of the handshake to come */
+    int64_t hello_until;    /* ms: when all of it has to be here; 0: none is */
     struct socks socks;     /* version 0: the client speaks something else */
     struct origin target;   /* of a CONNECT, of an interception */
     bool target_known;      /* target is set: this is no proxy request */
@@ -978,6 +1001,7 @@ enum setting_kind {
     KIND_MATCH,    /* struct match * */
     KIND_RESOLVE,  /* list of struct resolve_conf; the key is any name */
     KIND_NO_PROXY, /* struct match *, read as curl does */
+    KIND_HTTP3,    /* struct match *, and the word "auto" */
     KIND_WAYS,     /* struct ways; secret */
     KIND_URL,      /* [parent NAME] url: struct ways of a rule; secret */
     KIND_HOSTS,    /* [parent NAME] hosts: struct match * of a rule */
@@ -1033,6 +1057,12 @@ void pool_free(struct pool *);   /* joins; the queue must be empty */
 bool twin_start(struct worker *, void (*run)(void *), void *arg);
 bool twin_wait(struct worker *, int ms); /* -1: for ever; false: still runs */
 
+struct bell { /* one thread waits until another rings; zeroed: not rung */
+    atomic_int state; /* of the enum below; 32 bits for futex(2) */
+};
+enum { BELL_SILENT, BELL_AWAITED, BELL_RUNG };
+bool bell_wait(struct bell *, int64_t until); /* false: it is over */
+void bell_ring(struct bell *);
 bool cond_until(pthread_cond_t *, pthread_mutex_t *, int64_t until);
 void stack_rest(void); /* unused pages of this thread's stack go back */
 
@@ -1090,11 +1120,30 @@ void end_drop_buffer(struct end *);  /* while nothing is buffered */
 void end_cut(struct end *);
 /* The two are each other's peer, by socketpair(2); false: no memory. */
 bool end_pair(struct end *, struct end *);
-bool end_chose_h2(const struct end *); /* by ALPN */
+/* Its socket, for layer.c. */
+enum why sock_recv(struct end *, void *buf, size_t cap, int flags, size_t *n,
+                   struct fail *);
+enum why sock_send(struct end *, struct iovec *, int n, int flags,
+                   struct fail *);
+
+/* ---- layer.c: TLS over an end's socket, or over TLS ---------------------- */
+
 enum why end_handshake(struct end *, gnutls_session_t, int64_t deadline,
                        struct fail *); /* takes the session */
+bool end_chose_h2(const struct end *); /* by ALPN */
 void end_alert(struct end *, gnutls_alert_description_t);
 gnutls_session_t end_session(const struct end *); /* NULL: plain */
+/* For end.c. */
+enum why layer_read(struct end *, struct tls *, void *buf, size_t cap,
+                    size_t *n, struct fail *); /* NULL: the socket */
+enum why layer_write(struct end *, struct iovec *, int n, struct fail *);
+enum why layer_try_write(struct end *, const void *at, size_t len, size_t *n,
+                         struct fail *);
+enum why layer_finish(struct end *, struct fail *);
+bool layer_pending(struct tls *, void *buf, size_t cap, size_t *n);
+bool layer_take_in(struct end *);
+void layer_drop_buffers(struct tls *);
+void layer_free(struct tls *);
 
 /* ---- fail.c: reasons, and the clock -------------------------------------- */
 
@@ -1130,6 +1179,7 @@ void head_clear(struct head *); /* memory too */
 struct span head_text(struct head *, const char *, size_t); /* copied in */
 bool head_add(struct head *, struct span name, struct span value); /* copies */
 bool head_put(struct head *, struct span name, struct span value); /* lends */
+void head_remove(struct head *, const char *name);        /* all of that name */
 struct span head_joined(struct head *, const char *name); /* all, as one list */
 const struct field *head_find(const struct head *, const char *name,
                               const struct field *after); /* NULL: first */
@@ -1169,17 +1219,58 @@ enum why page_error(struct exchange *, const struct fail *, struct fail *);
 enum why page_own(struct exchange *, struct fail *);   /* our own site */
 enum why page_trace(struct exchange *, struct fail *); /* Max-Forwards: 0 */
 
-/* ---- h1.c: HTTP/1 -------------------------------------------------------- */
+/* ---- h1.c: HTTP/1, read and kept ----------------------------------------- */
 
 void h1_init(struct h1 *, struct end *, enum side, const struct config *);
 void h1_clear(struct h1 *);
+enum why h1_try_head(struct h1 *, struct head *, struct fail *); /* no wait */
+struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
+void h1_content_begin(struct h1 *, enum h1_state, uint64_t left);
+
+/* ---- h1parse.c: HTTP/1 out of bytes -------------------------------------- */
+
+enum h1_field { /* fields that a codec of HTTP/1 acts upon */
+                F_OTHER,
+                F_CONNECTION,
+                F_EXPECT,
+                F_HOST,
+                F_LENGTH,
+                F_CODING,
+                F_TE,
+                F_TRAILER,
+                F_UPGRADE,
+};
+enum h1_field h1_field_of(struct span name);
+enum why h1_section_end(const char *raw, size_t len, size_t *scanned,
+                        size_t *end);
+size_t h1_blank_line(const char *raw, size_t len, enum side from);
 enum why h1_parse_head(const char *raw, size_t len, enum side from,
                        const struct h1_limits *, struct head *, size_t *used,
                        struct fail *);
-enum why h1_try_head(struct h1 *, struct head *, struct fail *); /* no wait */
+enum why h1_parse_more(const char *raw, size_t len, enum side from,
+                       bool to_connect, const struct h1_limits *,
+                       size_t *scanned, struct head *, size_t *used,
+                       struct fail *);
+enum why h1_parse_fields(const char *at, enum side from,
+                         const struct h1_limits *, struct head *,
+                         struct fail *);
 enum why h1_parse_chunks(struct h1_chunks *, const char *raw, size_t len,
                          size_t *used, struct span *data, struct fail *);
-struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
+
+/* ---- h1write.c: HTTP/1 into bytes ---------------------------------------- */
+
+enum why h1_write_head(struct http *, const struct head *, struct fail *);
+enum why h1_write_body(struct http *, struct span, struct fail *);
+enum why h1_write_end(struct http *, const struct head *trailers,
+                      struct fail *);
+enum why h1_flush(struct http *, struct fail *);
+
+/* ---- websocket.c: its key, where versions meet --------------------------- */
+
+void ws_note_key(struct h1 *, const struct head *);       /* as a server */
+bool ws_accept(const char *key, char out[32]);            /* as a server */
+bool ws_make_key(struct h1 *, const struct head *);       /* as a client */
+bool ws_accepted(const struct h1 *, const struct head *); /* as a client */
 
 /* ---- fields.c: heads in the fields of HTTP/2 and 3 ----------------------- */
 
@@ -1607,9 +1698,18 @@ extern struct resolver dns_resolver; /* set before the first lookup */
 
 /* ---- dial.c: host and port -> connected socket --------------------------- */
 
+enum { DIAL_MAX = 8 }; /* addresses tried for one name */
 enum why dial(const struct client *, const char *host, uint16_t port,
               enum access, int *fd, char addr[ADDR_MAX], struct clock_marks *,
               struct fail *);
+enum why dial_watched(const struct client *, const char *host, uint16_t port,
+                      enum access, const struct watch *, int *fd,
+                      char addr[ADDR_MAX], struct clock_marks *, struct fail *);
+enum why dial_addresses(const struct client *, const char *host, uint16_t port,
+                        enum access, struct address[DIAL_MAX], size_t *n,
+                        struct clock_marks *, struct fail *);
+enum why dial_udp_at(const struct address *, int *fd, char addr[ADDR_MAX],
+                     struct fail *);
 enum why dial_udp(const struct client *, const char *host, uint16_t port,
                   enum access, int *fd, char addr[ADDR_MAX],
                   struct clock_marks *, struct fail *);
@@ -1626,6 +1726,28 @@ enum why breaker_ask(struct breaker *, const char *host, uint16_t port,
                      bool *trial, struct fail *);
 void breaker_tell(struct breaker *, const char *host, uint16_t port, bool trial,
                   const struct fail *, uint64_t conn);
+
+/* ---- altsvc.c: which origins speak HTTP/3 -------------------------------- */
+
+struct altsvc {              /* where an origin says that it speaks HTTP/3 */
+    char host[HOST_MAX + 1]; /* "": its own */
+    uint16_t port;
+    int64_t ma_s; /* for how long that is to be believed */
+    bool persist; /* also behind another network */
+};
+enum altsvc_said { ALTSVC_WRONG, ALTSVC_NONE, ALTSVC_H3 };
+enum altsvc_said altsvc_parse(struct span value, struct altsvc *);
+struct altsvcs; /* what is remembered; now: ms */
+struct altsvcs *altsvcs_new(void);
+void altsvcs_free(struct altsvcs *);
+void altsvc_learn(struct altsvcs *, const struct origin *, struct span value,
+                  uint64_t age_s, int64_t now);
+void altsvc_forget(struct altsvcs *, const struct origin *);
+bool altsvc_find(struct altsvcs *, const struct origin *, int64_t now,
+                 struct altsvc *);
+bool altsvc_is_broken(struct altsvcs *, const struct origin *, int64_t now);
+int64_t altsvc_failed(struct altsvcs *, const struct origin *, int64_t now);
+void altsvc_worked(struct altsvcs *, const struct origin *);
 
 /* ---- parent.c: ways out through other proxies -------------------------------
  */
@@ -1702,6 +1824,11 @@ void upstream_free(struct upstream *);  /* closes; NULL: nothing */
 bool upstream_has(const struct client *, const struct origin *);
 bool upstream_known(const struct client *, const struct origin *,
                     struct known *);
+/* Shall upstream_take() be asked, even if a bare way over TCP is at hand? */
+bool upstream_tries_quic(const struct client *, const struct origin *,
+                         struct span upgrade);
+void upstream_learn(const struct client *, const struct upstream *,
+                    struct head *); /* of an answer: its Alt-Svc */
 bool origin_same(const struct origin *, const struct origin *);
 /* Can this way serve that origin, as the settings are now? */
 bool upstream_fits(const struct client *, const struct upstream *,
@@ -1713,19 +1840,25 @@ void upstream_judge(const struct client *, struct upstream *,
 void upstream_note_request(struct client *, const struct head *);
 struct told *told_copy(const struct told *); /* the caller's to free() */
 
-/* ---- session.c: HTTP/2 connections that exchanges share ------------------ */
+/* ---- session.c: HTTP/2 and 3 connections that exchanges share ------------ */
 
 struct sessions;
 struct dialling;
-struct sessions *sessions_new(struct secure *);
+struct sessions *sessions_new(struct secure *, struct altsvcs *);
 void sessions_free(struct sessions *);
 void sessions_reap(struct sessions *);
 enum why session_start(struct sessions *, const struct client *,
                        struct upstream *, struct fail *);
+enum why session_start_quic(struct sessions *, const struct client *,
+                            struct upstream *, int fd, struct fail *);
+enum why session_ready(const struct upstream *, int64_t until, struct fail *);
+void session_failed(struct sessions *, const struct origin *,
+                    const struct fail *); /* in HTTP/3 */
 bool session_take(struct sessions *, const struct client *,
-                  const struct origin *, const struct parent *,
+                  const struct origin *, const struct parent *, enum version,
                   struct upstream *);
 bool session_extended(const struct upstream *);
+bool session_is_quic(const struct upstream *);
 struct dialling *sessions_turn(struct sessions *, const struct origin *,
                                const struct parent *, int64_t until);
 void sessions_turned(struct sessions *, struct dialling *);

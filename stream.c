@@ -776,7 +776,7 @@ stream_gone(struct http *http)
     bool gone;
 
     pthread_mutex_lock(&s->hub->lock);
-    gone = s->broken.why != WHY_NONE;
+    gone = s->broken.why != WHY_NONE || s->deaf;
     pthread_mutex_unlock(&s->hub->lock);
     return gone;
 }
@@ -1016,7 +1016,23 @@ stream_serve(struct stream *s, void (*serve)(void *arg, struct fibers *),
     pthread_mutex_unlock(&h->lock);
 }
 
-/* The owner is through with it: closed, and nothing to be told. */
+/* Out of the list of those who call.  Needs hub->lock. */
+static void
+call_off(struct stream *s)
+{
+    struct hub *h = s->hub;
+    struct stream *before = NULL;
+
+    for (struct stream *i = h->calls; i != s; i = i->next_call)
+        before = i;
+    *(before != NULL ? &before->next_call : &h->calls) = s->next_call;
+    if (h->last_call == s)
+        h->last_call = before;
+    s->called = false;
+}
+
+/* The owner is through with it: closed, and nothing to be told.  Its user may
+ * have called once more, to say that he is through with it, too. */
 void
 stream_drop(struct stream *s)
 {
@@ -1025,6 +1041,8 @@ stream_drop(struct stream *s)
 
     pthread_mutex_lock(&h->lock);
     last = --s->n_refs == 0;
+    if (last && s->called)
+        call_off(s);
     pthread_mutex_unlock(&h->lock);
     if (last)
         stream_recycle(s);
