@@ -989,6 +989,16 @@ is_request(int64_t id)
     return (id & 3) == 0; /* RFC 9000 section 2.1: a client's, both ways */
 }
 
+static struct lane *
+lane_find(struct h3 *h, int64_t id)
+{
+    struct lane *l = h->lanes;
+
+    while (l != NULL && l->id != id)
+        l = l->next;
+    return l;
+}
+
 /* Frames that ask for nothing (RFC 9114 section 10.5). */
 static bool
 is_calm(struct h3 *h, int64_t id, const uint8_t *at, size_t len)
@@ -1040,6 +1050,21 @@ peek_settings(struct h3 *h, int64_t id, const void *at, size_t len)
         settings_have(h->settings, h->n_settings, SETTING_CONNECT);
 }
 
+/* A message that is not as long as it said: the library would end the whole
+ * connection, RFC 9114 section 4.1.2 the stream alone. */
+static bool
+end_malformed(struct h3 *h, int64_t id, size_t len)
+{
+    struct lane *l = lane_find(h, id);
+
+    if (l != NULL && l->s != NULL)
+        stream_break(l->s, WHY_PROTO, "content is not as long as announced",
+                     NGHTTP3_H3_MESSAGE_ERROR, code_text);
+    reset(h, id, NGHTTP3_H3_MESSAGE_ERROR);
+    quic_credit(h->quic, id, len);
+    return spend(h, CALM_RESETS, 1, "too many stream errors") == 0;
+}
+
 static bool
 quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
 {
@@ -1051,6 +1076,8 @@ quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
     peek_settings(h, id, at, len);
     h->useful = false;
     n = nghttp3_conn_read_stream(h->ng, id, at, len, fin);
+    if (n == NGHTTP3_ERR_MALFORMED_HTTP_MESSAGING && is_request(id))
+        return end_malformed(h, id, len);
     if (n < 0)
         return judge_library(h, (int)n);
     if (n > 0)
@@ -1068,16 +1095,6 @@ quic_acked(void *arg, int64_t id, size_t len)
     if (h->resume != NULL)
         (void)nghttp3_conn_resume_stream(h->ng, h->resume->id);
     h->resume = NULL;
-}
-
-static struct lane *
-lane_find(struct h3 *h, int64_t id)
-{
-    struct lane *l = h->lanes;
-
-    while (l != NULL && l->id != id)
-        l = l->next;
-    return l;
 }
 
 /* The peer has cut off what it sends on a stream: whoever reads has to know. */
