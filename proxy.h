@@ -1041,6 +1041,11 @@ bool match_host(const struct match *, const char *host, uint16_t port);
 bool match_empty(const struct match *);
 void match_free(struct match *);
 
+/* ---- holder.c: who listens where we want to ------------------------------ */
+
+void holder_explain(const struct listener_conf *, int code, char *err,
+                    size_t cap);
+
 /* ---- pool.c: workers and their twins ------------------------------------- */
 
 struct pool_conf {
@@ -1187,6 +1192,8 @@ bool list_has(struct span list, const char *token); /* comma list, no case */
 bool list_next(struct span *rest, struct span *item);
 
 int hex_digit(char);              /* -1: it is none */
+unsigned char ascii_lower(char);
+bool is_name(struct span);        /* of a host */
 bool is_token(struct span);       /* RFC 9110 section 5.6.2 */
 bool is_field_value(struct span); /* RFC 9110 section 5.5 */
 enum method method_of(struct span);
@@ -1197,6 +1204,8 @@ const char *status_reason(int status);
 const char *version_name(enum version); /* "http/1.1" */
 
 bool head_came_by(const struct head *, const char *via); /* our own Via? */
+
+/* ---- target.c: where a request leads ------------------------------------- */
 
 /* Split host[:port]; brackets removed, lower case; port 0: none given. */
 bool authority_parse(struct span, char host[HOST_MAX + 1], uint16_t *port);
@@ -1852,6 +1861,8 @@ enum why bridge_stream(struct stream *, struct end *, int idle_ms,
 struct secure; /* trust, resumption data, remembered origins */
 struct secure *secure_new(const struct config *, char *err, size_t cap);
 void secure_free(struct secure *);
+bool secure_reload(struct secure *, const struct config *, char *err,
+                   size_t cap); /* the CAs */
 enum why secure_connect(struct secure *, const struct client *,
                         struct upstream *, unsigned alpn, struct fail *);
 enum why secure_parent(struct secure *, const struct client *, struct end *,
@@ -1872,6 +1883,8 @@ const char *cert_text(int status); /* why a certificate was refused */
 
 struct upstreams *upstreams_new(const struct config *, char *err, size_t cap);
 void upstreams_free(struct upstreams *);
+bool upstreams_reload(struct upstreams *, const struct config *, char *err,
+                      size_t cap);
 void upstreams_reap(struct upstreams *,
                     const struct config *); /* once a second: closes the old */
 
