@@ -392,7 +392,7 @@ take_way(struct exchange *x, bool fresh)
     if (x->reused)
         x->hop.connect_us = x->hop.answer_us = -1;
     if (x->up->absolute) /* each request of the connection shows them */
-        x->up->h1.credentials = parent_credentials(x->client, x->up->parent);
+        x->up->http->credentials = parent_credentials(x->client, x->up->parent);
     x->took = x->reused ? (struct clock_marks){-1, -1, -1} : x->up->took;
     if (binds_connection(x->req, "Authorization"))
         x->up->bound = true;

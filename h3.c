@@ -92,9 +92,9 @@ struct h3 {
     struct store in, grams;
     char *buf; /* client role: READ_MAX bytes of datagrams */
     char gram[GRAM_MAX];
-    struct stream *gram_to; /* who got the last one */
-    char
-        settings[SETTINGS_MAX]; /* client role: how the control stream begins */
+    struct stream *gram_to;      /* who got the last one */
+    char settings[SETTINGS_MAX]; /* client role: how the peer's control stream
+                                    begins */
     size_t n_settings;
     bool takes_connect; /* what they say */
     struct calm calm;

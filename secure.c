@@ -524,7 +524,7 @@ secure_parent(struct secure *s, const struct client *c, struct end *end,
 {
     gnutls_session_t session = session_new(
         s, trust_store(s, s->parents_apart ? &s->parents : &s->trust), p->host,
-        ALPN_HTTP1, OVER_TCP, f);
+        ALPN_HTTP1 | ALPN_H2, OVER_TCP, f);
     enum why why;
 
     if (session == NULL)

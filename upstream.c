@@ -253,7 +253,8 @@ way_open(const struct client *c, const struct wish *w, struct parent *parent,
     if (parent != NULL && w->what == ACCESS_BY_ADDRESS) {
         why = access_denied(c, o->host, o->port, "not in target_allow", f);
     } else if (parent != NULL) {
-        why = parent_open(c, c->weir->upstreams->secure, up, again, f);
+        why = parent_open(c, c->weir->upstreams->secure,
+                          c->weir->upstreams->sessions, up, again, f);
     } else {
         why = dial_direct(c, up, w->what, w->watch, f);
     }
@@ -310,14 +311,10 @@ upstream_dial(const struct client *c, const struct origin *o, struct fail *f)
 static bool
 speaks_h2(const struct client *c, const struct upstream *up, unsigned alpn)
 {
-    gnutls_datum_t name;
-
-    if (!up->origin.tls)
-        return (alpn & ALPN_H2) &&
+    if (!up->origin.tls) /* a parent that takes the request speaks its own */
+        return (alpn & ALPN_H2) && !up->absolute &&
                match_host(c->conf->h2c, up->origin.host, up->origin.port);
-    return gnutls_alpn_get_selected_protocol(end_session(&up->end), &name) ==
-               0 &&
-           name.size == 2 && memcmp(name.data, "h2", 2) == 0;
+    return end_chose_h2(&up->end);
 }
 
 /*
@@ -369,20 +366,26 @@ upstream_side(struct upstream *up)
     return (struct tunnel_side){.end = h1_take_raw(&up->h1)};
 }
 
-/* A stream of a session that is there already; NULL: there is none, or not for
- * this upgrade. */
+/* A stream of a session that is there already, with the origin, or with the
+ * parent if that takes the request; NULL: there is none, or not for this
+ * upgrade. */
 static struct upstream *
 take_shared(const struct client *c, const struct origin *o,
             const struct parent *parent, enum version version,
             struct span upgrade)
 {
     struct upstream *up = calloc(1, sizeof *up);
+    bool absolute = parent_absolute(parent, o);
 
     if (up == NULL)
         return NULL;
-    if (session_take(c->weir->upstreams->sessions, c, o, parent, version, up) &&
-        upstream_serves(up, upgrade))
+    if (session_take(c->weir->upstreams->sessions, c,
+                     absolute ? &parent_itself : o, parent, version, up) &&
+        upstream_serves(up, upgrade)) {
+        up->origin = *o;
+        up->absolute = absolute;
         return up;
+    }
     if (up->stream == NULL) /* its end was never begun */
         up->end.fd = -1;
     upstream_free(up);
@@ -401,6 +404,8 @@ take_new(const struct client *c, const struct wish *w, struct parent *parent,
         if (up == NULL && (up = way_dial(c, w, parent, again, f)) == NULL)
             return NULL;
         *again = false;
+        if (up->http != NULL) /* a parent that speaks HTTP/2 takes it */
+            return up;
         if (upstream_ready(c, up, alpn, f) != WHY_NONE) {
             upstream_free(up);
             return NULL;
@@ -413,7 +418,8 @@ take_new(const struct client *c, const struct wish *w, struct parent *parent,
     }
 }
 
-/* May this origin speak HTTP/2, for all we know? */
+/* May this origin, or the parent in its place, speak HTTP/2, for all we know?
+ */
 static bool
 may_share(const struct client *c, const struct origin *o,
           const struct parent *parent)
@@ -421,7 +427,7 @@ may_share(const struct client *c, const struct origin *o,
     struct known known;
 
     if (parent_absolute(parent, o))
-        return false;
+        return atomic_load(&parent->alpn) == ALPN_H2;
     if (!o->tls)
         return match_host(c->conf->h2c, o->host, o->port);
     return !upstream_known(c, o, &known) || (known.alpn & ALPN_H2);
@@ -453,7 +459,7 @@ take_tcp(const struct client *c, const struct wish *w, struct parent *parent,
     if (may_share(c, o, parent)) {
         struct upstream *shared = take_shared(c, o, parent, HTTP_2, w->upgrade);
 
-        if (shared == NULL && turn == NULL) {
+        if (shared == NULL && turn == NULL && !parent_absolute(parent, o)) {
             mine = sessions_turn(ss, o, parent, turn_ends(c));
             if (mine == NULL || !may_share(c, o, parent))
                 shared = take_shared(c, o, parent, HTTP_2, w->upgrade);
