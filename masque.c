@@ -380,38 +380,10 @@ carry_up(struct masque *m, struct span got)
     return why == WHY_MORE ? batch_send(m) : why;
 }
 
-/* What has come, waiting for it until the tunnel has been idle for too long.
- * WHY_NONE: *got, until the next call. */
-static enum why
-read_up(struct masque *m, size_t *taken, struct span *got)
+static bool
+is_quiet(struct masque *m)
 {
-    struct tunnel_side *s = &m->side;
-    int wait_ms = m->idle_ms;
-    enum why why;
-
-    for (;;) {
-        int64_t idle;
-
-        if (s->end != NULL) {
-            end_consume(s->end, *taken);
-            *taken = 0;
-            s->end->idle_ms = wait_ms;
-            why = end_ahead(s->end).len > 0
-                      ? WHY_NONE
-                      : end_fill(s->end, END_BUF_BULK, &m->up.fail);
-            *got = end_ahead(s->end);
-            *taken = got->len;
-        } else {
-            s->http->idle_ms = wait_ms;
-            why = s->http->ops->read_body(s->http, got, &m->up.fail);
-        }
-        idle = now_ms() - atomic_load(&m->moved_at);
-        if (why != WHY_IDLE || m->up.fail.side != SIDE_CLIENT ||
-            idle >= m->idle_ms)
-            return why;
-        m->up.fail = (struct fail){0}; /* the other direction moves */
-        wait_ms = m->idle_ms - (int)idle;
-    }
+    return now_ms() - atomic_load(&m->moved_at) >= m->idle_ms;
 }
 
 /* Asked while nothing comes. */
@@ -420,7 +392,32 @@ is_over(void *arg)
 {
     struct masque *m = arg;
 
-    return atomic_load(&m->client->weir->stopping);
+    return atomic_load(&m->client->weir->stopping) || is_quiet(m);
+}
+
+/* What has come.  WHY_NONE: *got, until the next call; *taken of it was used.
+ */
+static enum why
+read_up(struct masque *m, size_t *taken, struct span *got)
+{
+    struct end *end = m->side.end;
+    struct http *http = m->side.http;
+    enum why why = WHY_NONE;
+
+    for (;;) {
+        if (end != NULL) {
+            end_consume(end, *taken);
+            if (end_ahead(end).len == 0)
+                why = end_fill(end, END_BUF_BULK, &m->up.fail);
+            *got = end_ahead(end);
+            *taken = got->len;
+        } else {
+            why = http->ops->read_body(http, got, &m->up.fail);
+        }
+        if (why != WHY_IDLE || m->up.fail.side != SIDE_CLIENT || is_quiet(m))
+            return why;
+        m->up.fail = (struct fail){0}; /* the other direction moves */
+    }
 }
 
 static void
@@ -435,9 +432,12 @@ up_run(struct masque *m)
         if ((why = carry_up(m, got)) != WHY_NONE)
             break;
     }
-    if (why == WHY_OVER || atomic_load(&m->client->weir->stopping)) {
+    if (atomic_load(&m->client->weir->stopping)) {
         m->up.fail = (struct fail){0};
         fail_own(&m->up.fail, SIDE_WEIR, WHY_DRAIN, "tunnel");
+    } else if (why == WHY_OVER && is_quiet(m)) {
+        m->up.fail = (struct fail){0};
+        fail_own(&m->up.fail, SIDE_CLIENT, WHY_IDLE, "tunnel");
     } else if (why == WHY_EOF && !capsule_between(&m->capsules)) {
         fail_own(&m->up.fail, SIDE_CLIENT, WHY_CUT, "read capsule");
     }
@@ -594,13 +594,20 @@ masque_run(struct masque *m, struct worker *w, struct tunnel_side client)
     moved(m);
     if (client.end != NULL) {
         client.end->deadline = 0;
+        client.end->idle_ms = m->idle_ms;
         client.end->watch = &watch;
     } else {
+        client.http->idle_ms = m->idle_ms;
         client.http->watch = &watch;
     }
     if (twin_start(w, down_run, m)) {
         up_run(m);
-        twin_wait(w, -1);
+        if (!twin_wait(w, LOOK_MS)) { /* it waits for one who does not read */
+            side_cut(&m->side);
+            if (client.end != NULL)
+                end_wake(client.end);
+            twin_wait(w, -1);
+        }
     } else {
         fail_own(&m->up.fail, SIDE_WEIR, WHY_BUSY, "start a thread");
     }

@@ -49,12 +49,16 @@ sub udp_socket(%o)
         // die "udp: $@";
 }
 
-# One datagram, and whom it is from; '' after $s seconds.
-sub udp_receive($sock, $s = Weir::LIMIT)
+# One datagram, and whom it is from.  If $s is given: undef after so many
+# seconds.
+sub udp_receive($sock, $s = undef)
 {
     my $set = '';
     vec($set, fileno $sock, 1) = 1;
-    return '' if select($set, undef, undef, $s) <= 0;
+    if (select($set, undef, undef, $s // Weir::LIMIT) <= 0) {
+        die "no datagram came\n" if !defined $s;
+        return undef;
+    }
     my $from = $sock->recv(my $data, 65536);
     return wantarray ? ($data, $from) : $data;
 }
