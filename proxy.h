@@ -1455,6 +1455,14 @@ struct udp_result { /* bytes */
 enum why udp_relay(const struct client *, struct end *control,
                    const struct socks *, struct udp_result *, struct fail *);
 
+/* ---- initial.c: the ClientHello in a QUIC client's first packets ---------- */
+
+struct initial;
+struct initial *initial_new(void); /* NULL: no memory */
+void initial_free(struct initial *);
+enum why initial_read(struct initial *, const void *datagram, size_t len,
+                      struct hello *); /* WHY_MORE: another one is needed */
+
 /* ---- masque.c: UDP through HTTP (connect-udp) -----------------------------
  */
 
