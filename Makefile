@@ -15,20 +15,20 @@ LIBS      = gnutls libnghttp2 inih libngtcp2 libngtcp2_crypto_gnutls \
             libnghttp3
 
 # ---- packages: this is their one place ------------------------------------
-# NAME>=VERSION: an older one will not do (t/packages finds a newer).
+# NAME>=VERSION: an older one will not do; NAME?: not every suite has it.
 PKG_RUN   = gcc libc6-dev make pkgconf ca-certificates \
             libgnutls28-dev libnghttp2-dev libinih-dev libngtcp2-dev>=1.0 \
             libngtcp2-crypto-gnutls-dev>=1.0 libnghttp3-dev>=1.0
 PKG_TEST  = $(PKG_RUN) perl libio-socket-ssl-perl curl openssl socat nginx \
             gnutls-bin chromium libnss3-tools util-linux iproute2 \
-            squid-openssl tinyproxy dante-server nghttp2-proxy nghttp2-server \
+            squid-openssl tinyproxy microsocks nghttp2-proxy nghttp2-server \
             nghttp2-client openssh-client openssh-server \
             ngtcp2-client>=1.0 ngtcp2-server>=1.0 caddy firefox-esr
 PKG_BESIDE = curl>=8.1 libcurl4>=8.1
 PKG_FUZZ  = $(PKG_RUN) clang
 PKG_LINT  = $(PKG_RUN) clang-tidy cppcheck clang-format
 PKG_BENCH = $(PKG_RUN) perl squid-openssl haproxy tinyproxy mitmproxy nginx \
-            dante-server sslsplit hitch nghttp2-proxy
+            dante-server? sslsplit hitch nghttp2-proxy
 
 # ---- what is built --------------------------------------------------------
 CFLAGS    = -O2 -g
@@ -40,7 +40,7 @@ OBJ       = $(patsubst %.c,$(B)/%.o,$(wildcard *.c))
 ROOMS     = $(filter-out $(B)/proxy.o,$(OBJ))
 UNITS     = $(patsubst t/%.c,$(B)/t/%,$(wildcard t/*.c))
 FUZZERS   = $(patsubst t/fuzz/%.c,%,$(wildcard t/fuzz/*.c))
-C_FILES   = $(wildcard *.c *.h t/*.c t/*.h t/fuzz/*.c t/fuzz/*.h bench/*.c)
+C_FILES   = $(wildcard *.c *.h t/*.c t/*.h t/lib/*.c t/fuzz/*.c t/fuzz/*.h bench/*.c)
 
 SAN_asan  = -fsanitize=address,undefined -fno-sanitize-recover=all \
             -fno-omit-frame-pointer -O1
@@ -73,6 +73,11 @@ $(B)/fuzz-%: $(B)/t/fuzz/%.o $(ROOMS)
 	$(CC) $(CFLAGS) $(SAN) -fsanitize=fuzzer $(LDFLAGS) -o $@ $< $(ROOMS) \
 	    $(LDLIBS_L)
 
+# QUIC for the tests that speak HTTP/3 themselves.
+$(B)/quicwire: t/lib/quicwire.c
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) -o $@ $< -lngtcp2_crypto_gnutls -lngtcp2 -lgnutls
+
 # ---- to run it, to try it ---------------------------------------------------
 need = @t/packages $(foreach p,$(1),'$(p)')
 
@@ -86,7 +91,7 @@ test:
 	@t/packages --beside $(B)/beside $(PKG_BESIDE:%='%')
 	@$(MAKE) --no-print-directory check
 
-check: $(B)/weir $(UNITS)
+check: $(B)/weir $(B)/quicwire $(UNITS)
 	@rm -f .prove
 	WEIR='$(abspath $(B))/weir' $(RUNNER) prove -It/lib --timer -j$(J) \
 	    --state=save $(UNITS) $(or $(T),$(wildcard t/*.t)) || \

@@ -307,6 +307,18 @@ chose_h2(const struct conn *c)
            name.size == 2 && memcmp(name.data, "h2", 2) == 0;
 }
 
+/* An address without port and brackets. */
+static void
+address_host(const struct sockaddr *sa, char out[ADDR_MAX])
+{
+    address_text(sa, out);
+    *strrchr(out, ':') = '\0';
+    if (out[0] == '[') {
+        memmove(out, out + 1, strlen(out));
+        out[strlen(out) - 1] = '\0';
+    }
+}
+
 /* TLS for one of our own names: an "https://" proxy, or our pages. */
 static enum conn_state
 handshake_own(struct conn *c, int64_t deadline)
@@ -317,14 +329,8 @@ handshake_own(struct conn *c, int64_t deadline)
     struct fail f = {0};
 
     if (getsockname(c->end.fd, (struct sockaddr *)&at, &len) == 0 &&
-        (at.ss_family == AF_INET || at.ss_family == AF_INET6)) {
-        address_text((struct sockaddr *)&at, name);
-        *strrchr(name, ':') = '\0';
-        if (name[0] == '[') {
-            memmove(name, name + 1, strlen(name));
-            name[strlen(name) - 1] = '\0';
-        }
-    }
+        (at.ss_family == AF_INET || at.ss_family == AF_INET6))
+        address_host((struct sockaddr *)&at, name);
     if (mitm_accept(c->client.weir->mitm, &c->end,
                     c->hello.sni[0] != '\0' ? c->hello.sni : name, NULL,
                     own_alpn(c), deadline, &f) != WHY_NONE) {
@@ -864,12 +870,120 @@ conn_session(struct conn *c)
         return goodbye(c, &f);
     }
     why = h2_run(c->h2, conf->linger_ms, &f);
-    c->client.n_exchanges = h2_served(c->h2);
     if (why == WHY_NONE)
         return park(c, ST_SESSION, idle_until(c));
     h2_free(c->h2);
     c->h2 = NULL;
     c->cut = (why != WHY_EOF && why != WHY_PROTO) || end_unsent(&c->end);
+    return goodbye(c, &f);
+}
+
+/* ---- QUIC ---------------------------------------------------------------- */
+
+/* What TLS behind a CONNECT leads to, a QUIC connection has from the start:
+ * where it goes is what it asks for, by name. */
+static int
+quic_target(struct conn *c)
+{
+    struct origin *to = &c->target;
+
+    if (!c->target_known && c->client.conf->n_users > 0) {
+        fail_own(&c->fail, SIDE_CLIENT, WHY_LOGIN, "QUIC cannot say who it is");
+        return GNUTLS_A_ACCESS_DENIED;
+    }
+    if (!c->target_known) { /* DNS led the client here instead of there */
+        *to = (struct origin){.port = 443, .tunnel = true};
+        memcpy(to->host, c->hello.sni, sizeof to->host);
+        c->target_known = c->client.any_port = true;
+    }
+    to->tls = true;
+    if (c->hello.sni[0] != '\0' && strcmp(c->hello.sni, to->host) != 0)
+        memcpy(to->sni, c->hello.sni, sizeof to->sni);
+    if (!handshake_wanted(c)) {
+        fail_own(&c->fail, SIDE_CLIENT, WHY_POLICY, "host is not intercepted");
+        return GNUTLS_A_UNRECOGNIZED_NAME;
+    }
+    c->client.inside = to;
+    c->spoke = "intercepted+http/3";
+    return 0;
+}
+
+/* The ClientHello has come: whom does it want, and may it?  Returns 0 with the
+ * leaf to show, or an alert. */
+static int
+quic_hello(void *arg, const struct hello *hello, struct leaf **leaf)
+{
+    struct conn *c = arg;
+    const char *name = hello->sni;
+    char local[ADDR_MAX] = "localhost";
+    struct known known = {.alpn = 0};
+    int alert;
+
+    c->hello = *hello;
+    if (!c->target_known && (name[0] == '\0' || strcmp(name, WEIR_HOST) == 0 ||
+                             name_is_local(c->client.conf, name))) {
+        const struct quic_birth *b = wire_birth(c->wire);
+
+        if (name[0] == '\0' && b->path.local.sa.sa_family != AF_UNSPEC)
+            address_host(&b->path.local.sa, local);
+        name = name[0] != '\0' ? name : local;
+        c->client.tls = true;
+        c->spoke = "http/3";
+    } else if ((alert = quic_target(c)) != 0) {
+        return alert;
+    } else {
+        name = name[0] != '\0' ? name : c->target.host;
+        (void)upstream_known(&c->client, &c->target, &known);
+    }
+    if (leaf_take(mitm_leaves(c->client.weir->mitm), name,
+                  known.names.len > 0 ? &known.names : NULL, 0, leaf,
+                  &c->fail) != WHY_NONE)
+        return GNUTLS_A_INTERNAL_ERROR;
+    return 0;
+}
+
+/* Own an HTTP/3 session until it is over, or silent without a stream. */
+static enum conn_state
+conn_quic(struct conn *c)
+{
+    const struct config *conf = c->client.conf;
+    struct h3_user user = {.weir = c->client.weir,
+                           .arg = c,
+                           .begin = session_begin,
+                           .hello = quic_hello,
+                           .id = c->client.id};
+    struct quic_bytes bytes;
+    struct fail f = {0};
+    enum why why;
+
+    c->cut = true; /* there is no end to be drained */
+    if (c->h3 == NULL && c->client.denied != NULL) {
+        access_denied(&c->client, NULL, 0, c->client.denied, &f);
+        wire_refuse(c->wire);
+        return goodbye(c, &f);
+    }
+    if (c->h3 == NULL) {
+        c->spoke = "quic";
+        c->h3 = h3_accept(c->wire, conf, &user);
+    }
+    if (c->h3 == NULL) {
+        wire_refuse(c->wire);
+        fail_own(&f, SIDE_WEIR, WHY_BUSY, "out of memory");
+        return goodbye(c, &f);
+    }
+    why = h3_run(c->h3, conf->linger_ms, &f);
+    c->client.n_exchanges = h3_served(c->h3);
+    bytes = h3_bytes(c->h3);
+    c->end.n_in = bytes.in;
+    c->end.n_out = bytes.out;
+    c->wake_fd = h3_wake_fd(c->h3);
+    if (why == WHY_NONE)
+        return park(c, ST_QUIC, h3_until(c->h3));
+    if (c->fail.why != WHY_NONE) /* quic_hello() knows better */
+        f = c->fail;
+    if (f.why == WHY_IDLE && c->client.n_exchanges > 0)
+        f = (struct fail){0}; /* the ordinary end of a QUIC connection */
+    log_refusal(c, c->hello.sni[0] != '\0' ? c->hello.sni : "us", &f);
     return goodbye(c, &f);
 }
 
@@ -917,7 +1031,7 @@ conn_tunnel(struct conn *c)
                conf->half_closed_s * 1000, &c->tunnel);
     tunnel_log(&c->client, c->up, &c->tunnel, from_us);
     c->fail = c->tunnel.fail;
-    c->cut = true; /* both directions were finished, or cut, one by one */
+    c->cut = !c->tunnel.lost; /* else both were finished, or cut, one by one */
     upstream_free(c->up);
     c->up = NULL;
     return ST_CLOSE;
@@ -984,6 +1098,7 @@ static const struct step {
     [ST_DIAL] = {"dial", conn_dial},                /* a CONNECT's target */
     [ST_EXCHANGE] = {"exchange", conn_exchange},    /* request, answer */
     [ST_SESSION] = {"session", conn_session},       /* HTTP/2, its owner */
+    [ST_QUIC] = {"quic", conn_quic},                /* HTTP/3, its owner */
     [ST_TUNNEL] = {"tunnel", conn_tunnel},          /* opaque, to the end */
     [ST_LINGER] = {"linger", conn_linger},          /* for more, or park */
     [ST_SOCKS] = {"socks", conn_socks},             /* up to its request */
@@ -1088,13 +1203,53 @@ conn_new_inside(const struct client *from, int fd, const struct origin *target,
     return c;
 }
 
+/*
+ * conn_new_quic - a QUIC connection that has sent its first datagram.
+ *
+ * wire          the connection's, on success
+ * from, inside  who asks and for whom, inside a tunnel; copied; else NULL
+ *
+ * Returns NULL: out of memory.
+ */
+struct conn *
+conn_new_quic(struct weir *w, struct wire *wire, const struct client *from,
+              const struct origin *inside)
+{
+    const union quic_address *at = &wire_birth(wire)->path.remote;
+    struct sockaddr none = {.sa_family = AF_UNSPEC};
+    struct conn *c;
+
+    c = from != NULL ? conn_new(w, -1, &none, sizeof none)
+                     : conn_new(w, -1, &at->sa,
+                                at->sa.sa_family == AF_INET6 ? sizeof at->in6
+                                                             : sizeof at->in);
+    if (c == NULL)
+        return NULL;
+    c->wire = wire;
+    c->resume = ST_QUIC;
+    c->spoke = "quic";
+    if (from != NULL) {
+        memcpy(c->client.addr, from->addr, sizeof c->client.addr);
+        c->client.told = told_copy(from->told);
+        c->client.denied = NULL; /* he was asked outside */
+    }
+    if (inside != NULL) {
+        c->target = *inside;
+        c->target_known = true;
+    }
+    return c;
+}
+
 /* A short answer without waiting, for a client that seems to speak HTTP. */
 static void
 answer_now(struct conn *c, const char *text)
 {
     char unread[2048];
-    ssize_t n = recv(c->end.fd, unread, sizeof unread, MSG_DONTWAIT);
+    ssize_t n;
 
+    if (c->wire != NULL)
+        return;
+    n = recv(c->end.fd, unread, sizeof unread, MSG_DONTWAIT);
     if (c->h2 != NULL || c->end.tls != NULL || c->socks.version != 0 ||
         (n > 0 && unread[0] == 0x16))
         return;
@@ -1119,6 +1274,10 @@ conn_refuse(struct conn *c, enum why why, const char *op)
     fail_own(&c->fail, SIDE_WEIR, why, op);
     if (c->h2 != NULL)
         h2_goodbye(c->h2);
+    if (c->h3 != NULL)
+        h3_goodbye(c->h3);
+    else if (c->wire != NULL)
+        wire_refuse(c->wire);
     answer_now(c, "HTTP/1.1 503 Service Unavailable\r\n"
                   "Proxy-Status: weir; error=connection_limit_reached\r\n"
                   "Content-Type: text/plain\r\nContent-Length: 46\r\n"
@@ -1134,6 +1293,8 @@ conn_timeout(struct conn *c)
 {
     if (c->h2 != NULL)
         h2_goodbye(c->h2);
+    if (c->h3 != NULL)
+        h3_goodbye(c->h3);
     if (c->h1.head_from != 0) {
         fail_own(&c->fail, SIDE_CLIENT, WHY_LATE, "read request head");
         answer_now(c, "HTTP/1.1 408 Request Timeout\r\n"
@@ -1155,6 +1316,8 @@ conn_free(struct conn *c)
         return;
     upstream_free(c->up);
     h2_free(c->h2);
+    h3_free(c->h3);
+    wire_free(c->wire);
     h1_clear(&c->h1);
     head_clear(&c->req);
     head_clear(&c->res);

@@ -169,16 +169,20 @@ sock_recv(struct end *e, void *buf, size_t cap, int flags, size_t *n,
         return sock_recv_now(e, buf, cap, n, f);
     for (;;) {
         int wait = recv_wait(e, quiet_ms);
-        bool fiber = fiber_here();
+        bool fiber = fiber_here(), now;
         ssize_t got;
 
         if (e->deadline != 0 && now_ms() >= e->deadline)
             return fail_own(f, e->side, WHY_LATE, "read");
-        if (!fiber && wait != e->rcv_ms) {
+        /* More often than not the bytes are there: then a clock that is wound
+         * for other waits may stay as it is. */
+        now = fiber || wait != e->rcv_ms;
+        got = recv(e->fd, buf, cap, flags | (now ? MSG_DONTWAIT : 0));
+        if (got < 0 && errno == EAGAIN && now && !fiber) {
             set_timeout(e->fd, SO_RCVTIMEO, wait);
             e->rcv_ms = wait;
+            got = recv(e->fd, buf, cap, flags);
         }
-        got = recv(e->fd, buf, cap, flags | (fiber ? MSG_DONTWAIT : 0));
         if (got < 0 && errno == EAGAIN && fiber) {
             int64_t from = now_ms();
 

@@ -37,7 +37,9 @@ enum {
  * the request cannot be sent a second time. */
 struct upload {
     struct exchange *x;
-    bool started; /* the worker's alone */
+    /* the worker's alone */
+    bool started;
+    bool unheard; /* nobody will hear the rest */
     pthread_mutex_t lock;
     pthread_cond_t opened;
     /* needs lock */
@@ -241,6 +243,8 @@ upload_join(struct upload *u, bool hopeless)
 
     if (u->started) {
         gate_open(u, u->to);
+        if (u->unheard)
+            (void)x->down->ops->unwanted(x->down);
         while (!twin_wait(x->worker, hopeless ? DISCARD_MS : TICK_MS)) {
             if (!hopeless && !atomic_load(&x->client->weir->stopping) &&
                 !(atomic_load(&u->discard) && now_ms() >= until))
@@ -610,7 +614,7 @@ pass_answer(struct exchange *x, struct upload *u)
     if (atomic_load(&x->client->weir->draining))
         down->last = true;
     if (u->started && !atomic_load(&u->done) && upload_ends_here(x, u))
-        down->last = true;
+        down->last = u->unheard = true;
     if (binds_connection(x->res, "WWW-Authenticate"))
         x->up->bound = true;
     if (type != NULL && type->value.len >= 17 &&
@@ -743,6 +747,7 @@ carry(struct exchange *x)
     if (why == WHY_NONE)
         why = pass_answer(x, &u);
     if (why != WHY_NONE) {
+        u.unheard = true;
         if (x->up != NULL && x->status == 0)
             upstream_judge(x->client, x->up, &x->fail);
         settle_blame(x, &u);

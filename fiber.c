@@ -476,24 +476,25 @@ polls_room(struct fibers *fs, size_t n)
 }
 
 /*
- * fibers_poll - poll(2) for the owner, and for the sockets of his fibers.
+ * fibers_poll_us - poll(2) for the owner, and for the sockets of his fibers.
  *
  * own, n  what the owner waits for
- * ms      the longest wait, shorter if a fiber's time is over before
+ * us      the longest wait, in µs; shorter if a fiber's time is over before
  *
  * Fibers whose sockets are ready count as woken.
  */
 void
-fibers_poll(struct fibers *fs, struct pollfd *own, size_t n, int ms)
+fibers_poll_us(struct fibers *fs, struct pollfd *own, size_t n, int64_t us)
 {
+    struct timespec wait = {0, 0};
     struct fiber *f;
     size_t total = n;
     uint64_t count;
-    int64_t left = fs->until - now_ms();
+    int64_t left = fs->until == INT64_MAX ? us : fs->until * 1000 - now_us();
     bool quiet;
 
-    if (left < ms)
-        ms = left > 0 ? (int)left : 0;
+    if (left < us)
+        us = left > 0 ? left : 0;
     pthread_mutex_lock(&fs->lock);
     quiet = TAILQ_EMPTY(&fs->woken);
     fs->asleep = quiet;
@@ -512,7 +513,11 @@ fibers_poll(struct fibers *fs, struct pollfd *own, size_t n, int ms)
             fs->polls[total++] =
                 (struct pollfd){.fd = f->fd, .events = f->events};
         }
-    (void)poll(fs->polls, total, quiet ? ms : 0);
+    if (quiet) {
+        wait.tv_sec = us / 1000000;
+        wait.tv_nsec = us % 1000000 * 1000;
+    }
+    (void)ppoll(fs->polls, total, &wait, NULL);
     pthread_mutex_lock(&fs->lock);
     if (fs->polls[n].revents != 0 &&
         read(fs->wake_fd, &count, sizeof count) < 0)
@@ -522,4 +527,11 @@ fibers_poll(struct fibers *fs, struct pollfd *own, size_t n, int ms)
         if (fs->polls[i].revents != 0)
             wake_locked(fs, fs->who[i].fiber);
     pthread_mutex_unlock(&fs->lock);
+}
+
+/* The same for ms milliseconds. */
+void
+fibers_poll(struct fibers *fs, struct pollfd *own, size_t n, int ms)
+{
+    fibers_poll_us(fs, own, n, (int64_t)ms * 1000);
 }

@@ -28,7 +28,8 @@ void
 section_init(struct section *s, const struct config *conf)
 {
     *s = (struct section){.max_bytes = (size_t)conf->head_bytes,
-                          .max_fields = (size_t)conf->fields};
+                          .max_fields = (size_t)conf->fields,
+                          .version = HTTP_2};
     head_init(&s->head);
 }
 
@@ -166,7 +167,7 @@ judge_fields(struct section *s, enum side from, bool ends, struct fail *f)
 {
     struct head *head = &s->head;
 
-    head->version = HTTP_2;
+    head->version = s->version;
     head->body = ends ? BODY_NONE : BODY_STREAM;
     head->upgrade = head->connection = (struct span){"", 0};
     for (size_t i = 0; i < head->n_fields; i++) {
@@ -334,7 +335,7 @@ section_answer(struct section *s, bool ends, struct head *head, struct fail *f)
         s->head.status =
             (digit[0] - '0') * 100 + (digit[1] - '0') * 10 + digit[2] - '0';
     if (s->head.status == 101)
-        why = malformed(f, SIDE_ORIGIN, "101 in HTTP/2");
+        why = malformed(f, SIDE_ORIGIN, "101 in HTTP/2 or 3");
     if (s->head.status < 200 || s->head.status == 204 || s->head.status == 304)
         s->head.body = BODY_NONE;
     section_take(s, head);
@@ -346,7 +347,7 @@ void
 section_tail(struct section *s, struct head *head)
 {
     section_take(s, head);
-    head->version = HTTP_2;
+    head->version = s->version;
 }
 
 /* ---- sending ------------------------------------------------------------- */

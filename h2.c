@@ -6,12 +6,10 @@
  * reads what is there, looks who called, and sends what is to be sent, as
  * much as possible in one write.  What a stream carries goes through stream.c.
  *
- * A peer can make us work without asking for anything.  Frames of which nobody
- * honest needs many are counted (struct calm); who sends too many of them is
- * told to calm down, and the session ends.
+ * Frames that make us work and ask for nothing are counted (calm.c); who sends
+ * too many of them is told to calm down, and the session ends.
  *
- * Follows  RFC 9113, RFC 8441, RFC 7541; CVE-2023-44487 and CVE-2025-8671 for
- *          resets of both kinds, CVE-2019-9511 to 9518 for the other floods.
+ * Follows  RFC 9113, RFC 8441, RFC 7541.
  * Owns     the library's session, what is not sent yet, the owner's reference
  *          to each stream.  The end is the user's.
  * Threads  the owner in h2_run(); h2_open(), h2_extended(), h2_idle_ms() and
@@ -35,28 +33,11 @@ enum {
     GAPS = 8,           /* in the clients' identifiers, remembered */
     CONTINUATIONS = 16, /* of one header block */
     NV_MAX = 64,        /* fields passed on without an allocation */
-    CALM_MS = 10000,    /* the span that the limits of proxy.ini speak of */
     SILENT_MS = 5000,   /* an origin that said nothing for so long is asked */
     PING_MS = 3000,     /* and has so long to answer */
     TRIM_STREAMS = 50,  /* served: there may be memory to give back */
-    UNHEARD_MS = 200,   /* for the end of a request that was answered */
-    EARN_BYTES = 512,   /* sent: the peer may send a WINDOW_UPDATE more */
+    UNHEARD_MS = 2000,  /* for a client that does not even answer a PING */
     BOMB = 3,           /* times head_bytes that a head may unpack to */
-};
-
-enum calm_kind {
-    CALM_RESETS,
-    CALM_SETTINGS,
-    CALM_PINGS,
-    CALM_EMPTY,
-    CALM_PRIORITIES,
-    CALM_UPDATES,
-    CALM_KINDS
-};
-
-struct calm {          /* a budget that fills up again in CALM_MS */
-    int64_t max, left; /* in 1/CALM_MS of a frame */
-    int64_t at;        /* ms */
 };
 
 struct gap { /* identifiers that the client passed over */
@@ -77,8 +58,10 @@ struct h2 {
     struct section section; /* the header block that is coming */
     struct stream *all, *fresh, *held;
     struct store out; /* frames not yet sent */
-    struct calm calm[CALM_KINDS];
+    struct calm calm;
     int64_t now, tick_at, blocked_at, block_from, heard_at, ping_at, idle_from;
+    uint64_t n_asked;  /* server role: PINGs behind answers that came early */
+    bool early;        /* there may be such an answer that none was sent for */
     uint32_t code;     /* the session shall end with it */
     const char *cause; /* why; NULL: it goes on */
     bool said_goodbye;
@@ -94,25 +77,7 @@ struct h2 {
     bool used;
 };
 
-/* ---- keeping calm -------------------------------------------------------- */
-
-static void
-calm_init(struct calm *c, int max, int64_t now)
-{
-    *c = (struct calm){(int64_t)max * CALM_MS, (int64_t)max * CALM_MS, now};
-}
-
-/* One more of them; false: that was one too many. */
-static bool
-calm_spend(struct calm *c, int64_t now)
-{
-    c->left += (now - c->at) * (c->max / CALM_MS);
-    c->at = now;
-    if (c->left > c->max)
-        c->left = c->max;
-    c->left -= CALM_MS;
-    return c->left >= 0;
-}
+/* ---- reasons to end ------------------------------------------------------ */
 
 static const char *
 code_text(int code)
@@ -134,7 +99,7 @@ give_up(struct h2 *h, uint32_t code, const char *cause)
 static int
 spend(struct h2 *h, enum calm_kind kind, const char *cause)
 {
-    if (calm_spend(&h->calm[kind], h->now))
+    if (calm_spend(&h->calm, kind, h->now))
         return 0;
     return give_up(h, NGHTTP2_ENHANCE_YOUR_CALM, cause);
 }
@@ -437,6 +402,50 @@ is_leaving(struct h2 *h)
     return leaving;
 }
 
+/* Our answer is complete, the request is not, and nobody reads the rest. */
+static bool
+is_early(const struct h2 *h, const struct stream *s)
+{
+    return h->side == SIDE_CLIENT && s->local_end && !s->remote_end &&
+           s->seen_over && !s->closed;
+}
+
+/* RFC 9113 section 8.1: a client whose request was answered early is told, by
+ * a reset without an error, to leave out the rest.  One that has nearly
+ * finished may do so: it has the whole answer before it is asked by a PING, and
+ * what it sent before it answers that was all it wanted to. */
+static void
+ask_early(struct h2 *h)
+{
+    uint64_t number = h->n_asked + 1;
+    bool any = false;
+
+    if (!h->early)
+        return;
+    h->early = false;
+    for (struct stream *s = h->all; s != NULL; s = s->next)
+        if (is_early(h, s) && s->asked == 0) {
+            s->asked = number;
+            any = true;
+        }
+    if (!any)
+        return;
+    h->n_asked = number;
+    nghttp2_submit_ping(h->ng, NGHTTP2_FLAG_NONE, (const uint8_t *)&number);
+}
+
+/* The client has answered such a PING, and those before. */
+static void
+take_ack(struct h2 *h, const uint8_t data[8])
+{
+    uint64_t number;
+
+    memcpy(&number, data, sizeof number);
+    for (struct stream *s = h->all; s != NULL; s = s->next)
+        if (is_early(h, s) && s->asked != 0 && s->asked <= number)
+            reset(h, s, NGHTTP2_NO_ERROR);
+}
+
 static int
 on_frame_recv(nghttp2_session *ng, const nghttp2_frame *frame, void *arg)
 {
@@ -464,6 +473,10 @@ on_frame_recv(nghttp2_session *ng, const nghttp2_frame *frame, void *arg)
         break;
     case NGHTTP2_GOAWAY:
         leave(h);
+        break;
+    case NGHTTP2_PING:
+        if (h->side == SIDE_CLIENT && (frame->hd.flags & NGHTTP2_FLAG_ACK))
+            take_ack(h, frame->ping.opaque_data);
         break;
     default:
         break;
@@ -524,6 +537,7 @@ on_frame_send(nghttp2_session *ng, const nghttp2_frame *frame, void *arg)
         (frame->hd.flags & NGHTTP2_FLAG_END_STREAM) &&
         (s = stream_at(h, frame->hd.stream_id)) != NULL) {
         s->local_end = true;
+        h->early |= !s->remote_end;
         s->moved_at = h->now;
     }
     if (frame->hd.type != NGHTTP2_RST_STREAM)
@@ -602,7 +616,6 @@ send_content(nghttp2_session *ng, nghttp2_frame *frame, const uint8_t *hd,
 {
     struct h2 *h = arg;
     struct stream *s = source->ptr;
-    struct calm *updates = &h->calm[CALM_UPDATES];
     bool good;
 
     (void)ng, (void)frame;
@@ -620,7 +633,7 @@ send_content(nghttp2_session *ng, nghttp2_frame *frame, const uint8_t *hd,
     }
     pthread_mutex_unlock(&s->hub->lock);
     s->moved_at = h->now;
-    updates->left += (int64_t)(len / EARN_BYTES + 1) * CALM_MS;
+    calm_earn(&h->calm, len);
     return good ? 0 : NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
 }
 
@@ -738,6 +751,7 @@ serve_call(struct h2 *h, struct stream *s)
     w = wants_of(s);
     s->seen_done = w.done;
     s->seen_over = w.done || w.aborted || w.unwanted;
+    h->early |= s->seen_over && s->local_end && !s->remote_end;
     if (s->id < 0 && (w.aborted || w.done))
         s->closed = true; /* nothing of it was sent */
     while (w.heads != NULL) {
@@ -929,15 +943,6 @@ transmit(struct h2 *h, struct fail *f)
 
 /* ---- clocks -------------------------------------------------------------- */
 
-/* Our answer is complete and the request is not: nobody hears the rest.  A
- * client that has nearly finished may do so. */
-static bool
-is_unheard(const struct h2 *h, const struct stream *s)
-{
-    return h->side == SIDE_CLIENT && s->local_end && !s->remote_end &&
-           s->seen_over && !s->closed && h->now - s->moved_at >= UNHEARD_MS;
-}
-
 /* A peer that opens no window holds our content for ever: not longer than
  * stall_ms. */
 static void
@@ -946,9 +951,11 @@ end_stalled(struct h2 *h)
     for (struct stream *s = h->all; s != NULL; s = s->next) {
         bool waits;
 
-        if (is_unheard(h, s))
-            reset(h, s, NGHTTP2_NO_ERROR); /* RFC 9113 section 8.1 */
-        if (s->closed || s->local_end || h->now - s->moved_at < h->stall_ms)
+        if (is_early(h, s) && h->now - s->moved_at >= UNHEARD_MS)
+            reset(h, s, NGHTTP2_NO_ERROR);
+        /* One that the library waits for is not held up by the peer. */
+        if (s->closed || s->local_end || s->deferred ||
+            h->now - s->moved_at < h->stall_ms)
             continue;
         pthread_mutex_lock(&h->hub.lock);
         waits = s->out.len > 0 || (s->out_end && s->answered);
@@ -1132,6 +1139,10 @@ turn(struct h2 *h, int linger_ms, struct fail *f)
     if (h->cause == NULL) {
         enum why sent = transmit(h, f);
 
+        if (sent == WHY_NONE && h->early) {
+            ask_early(h);
+            sent = transmit(h, f);
+        }
         if (sent != WHY_NONE)
             return sent;
     }
@@ -1236,14 +1247,7 @@ library_init(struct h2 *h, const struct config *conf)
 static void
 limits_init(struct h2 *h, const struct config *conf)
 {
-    const int max[CALM_KINDS] = {
-        [CALM_RESETS] = conf->resets,         [CALM_SETTINGS] = conf->settings,
-        [CALM_PINGS] = conf->pings,           [CALM_EMPTY] = conf->empty_frames,
-        [CALM_PRIORITIES] = conf->priorities, [CALM_UPDATES] = conf->updates,
-    };
-
-    for (int i = 0; i < CALM_KINDS; i++)
-        calm_init(&h->calm[i], max[i], h->now);
+    calm_init(&h->calm, conf, h->now);
     h->idle_ms = conf->idle_s * 1000;
     h->head_ms = conf->head_s * 1000;
     h->stall_ms = conf->stall_s * 1000;

@@ -224,6 +224,8 @@ alpn_of(const unsigned char *name, size_t len)
         return ALPN_H2;
     if (len == 8 && memcmp(name, "http/1.0", 8) == 0)
         return ALPN_HTTP10;
+    if (len == 2 && memcmp(name, "h3", 2) == 0)
+        return ALPN_H3;
     return is_grease(name, len) ? 0 : ALPN_OTHER;
 }
 
@@ -246,6 +248,24 @@ hello_alpn(struct cursor ext, struct hello *out)
         out->alpn |= alpn_of(text, len);
     }
     return true;
+}
+
+/*
+ * hello_extension - one extension of a ClientHello that somebody else takes
+ * apart: GnuTLS, where it comes by QUIC.
+ *
+ * at[0..len)  its content
+ *
+ * Returns false: malformed.  What is not looked at is well-formed.
+ */
+bool
+hello_extension(struct hello *out, unsigned type, const void *at, size_t len)
+{
+    struct cursor c = {.at = at, .in_record = len, .left = len};
+
+    if (type == EXT_SERVER_NAME)
+        return hello_server_name(c, out);
+    return type != EXT_ALPN || hello_alpn(c, out);
 }
 
 static bool

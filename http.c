@@ -975,6 +975,8 @@ route_absolute_form(struct route *r, struct fail *f)
     req->scheme = span_of(scheme);
     *r->ourselves = is_ourselves(r->client, to.host, to.port);
     *r->origin = r->client->inside != NULL ? *r->client->inside : to;
+    if (r->client->inside != NULL && r->client->any_port)
+        r->origin->port = to.port;
     return route_path(req, (struct span){rest.at + len, rest.len - len}, f);
 }
 

@@ -39,13 +39,16 @@ enum {
     BATCH = 64,     /* accepted in a row before others get their turn */
     N_EVENTS = 128, /* looked at in a row */
     TICK_MS = 1000,
+    TRIES = 32,          /* to find a port that is free by TCP and UDP */
     SPELL_MS = 10000,    /* out of descriptors: one line for so long */
     GUEST_BUCKETS = 512, /* a power of two */
     PORTS_MAX = sizeof((struct weir *)0)->ports / sizeof(uint16_t),
 };
 
 struct listener {
-    int fd; /* -1: closed */
+    int fd;                 /* -1: closed */
+    int udp_fd;             /* -1: none, or the port's */
+    struct quic_port *port; /* NULL: no HTTP/3 */
     char text[ADDR_MAX];
 };
 
@@ -237,10 +240,31 @@ set_limits(int fd, int idle_ms)
            setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof tv) == 0;
 }
 
+/* The same address by UDP.  Returns false with errno. */
+static bool
+listener_open_udp(struct listener *l, const struct sockaddr_storage *at,
+                  socklen_t len)
+{
+    int code;
+
+    l->udp_fd =
+        socket(at->ss_family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (l->udp_fd < 0)
+        return false;
+    if (quic_socket_set_up(l->udp_fd, at->ss_family) &&
+        bind(l->udp_fd, (const struct sockaddr *)at, len) == 0)
+        return true;
+    code = errno;
+    close(l->udp_fd);
+    l->udp_fd = -1;
+    errno = code;
+    return false;
+}
+
 /* Open, bind, listen; *port is the one we got.  Returns false with errno. */
 static bool
-listener_open(struct listener *l, const struct listener_conf *conf, int idle_ms,
-              uint16_t *port)
+listener_open_tcp(struct listener *l, const struct listener_conf *conf,
+                  int idle_ms, uint16_t *port)
 {
     struct sockaddr_storage at = {0};
     socklen_t len = sizeof at;
@@ -258,6 +282,43 @@ listener_open(struct listener *l, const struct listener_conf *conf, int idle_ms,
     address_text((struct sockaddr *)&at, l->text);
     *port = address_port(&at);
     return true;
+}
+
+/* Both sockets.  Where any port will do, it has to be free for both.  *udp:
+ * what failed was the second one. */
+static bool
+listener_open(struct listener *l, const struct listener_conf *lc,
+              const struct config *conf, uint16_t *port, bool *udp)
+{
+    bool any = address_port(&lc->addr) == 0;
+    struct sockaddr_storage at;
+
+    *udp = false;
+    for (int i = 0; i < TRIES; i++) {
+        int code;
+
+        if (!listener_open_tcp(l, lc, conf->idle_s * 1000, port))
+            return false;
+        if (!conf->http3)
+            return true;
+        at = lc->addr;
+        if (at.ss_family == AF_INET6)
+            ((struct sockaddr_in6 *)&at)->sin6_port = htons(*port);
+        else
+            ((struct sockaddr_in *)&at)->sin_port = htons(*port);
+        if (listener_open_udp(l, &at, lc->len))
+            return true;
+        code = errno;
+        *udp = true;
+        if (!any || code != EADDRINUSE) {
+            errno = code;
+            return false;
+        }
+        close(l->fd);
+        l->fd = -1;
+        errno = code;
+    }
+    return false;
 }
 
 static bool
@@ -398,6 +459,13 @@ parked_link(struct listeners *ls, struct conn *c)
     ls->parked = c;
 }
 
+/* What epoll looks at: a QUIC connection has no socket of its own. */
+static int
+fd_of(const struct conn *c)
+{
+    return c->wire != NULL ? c->wake_fd : c->end.fd;
+}
+
 /*
  * The accept thread shall wait for the connection.  From here on it is that
  * thread's.  False: it is still the caller's, and must end: we are closing, or
@@ -417,7 +485,7 @@ park(struct listeners *ls, struct conn *c)
         c->epoll_fd = ls->epoll_fd;
         parked_link(ls, c);
         parked =
-            watch_fd(ls, op, c->end.fd, EPOLLIN | EPOLLRDHUP | EPOLLONESHOT, c);
+            watch_fd(ls, op, fd_of(c), EPOLLIN | EPOLLRDHUP | EPOLLONESHOT, c);
         if (!parked)
             parked_unlink(ls, c);
     }
@@ -458,6 +526,8 @@ has_news(const struct conn *c)
 {
     char byte;
 
+    if (c->wire != NULL)
+        return wire_news(c->wire);
     return recv(c->end.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 ||
            (errno != EAGAIN && errno != EINTR);
 }
@@ -580,6 +650,12 @@ reap_parked(struct listeners *ls, int64_t now)
 
     for (c = parked_take(ls, now); c != NULL; c = next) {
         next = c->parked_next;
+        if (c->wire != NULL) { /* it has clocks of its own */
+            epoll_ctl(ls->epoll_fd, EPOLL_CTL_DEL, fd_of(c), NULL);
+            c->epoll_fd = -1;
+            hand_over(ls, c);
+            continue;
+        }
         conn_timeout(c);
         conn_over(ls, c);
     }
@@ -624,7 +700,7 @@ close_all(struct listeners *ls)
         next = c->parked_next;
         if (has_news(c)) {
             /* Still armed: epoll would hand it over a second time. */
-            epoll_ctl(ls->epoll_fd, EPOLL_CTL_DEL, c->end.fd, NULL);
+            epoll_ctl(ls->epoll_fd, EPOLL_CTL_DEL, fd_of(c), NULL);
             c->epoll_fd = -1;
             hand_over(ls, c);
         } else {
@@ -717,6 +793,7 @@ listeners_new(struct weir *weir, const struct config *conf, char *err,
               size_t cap)
 {
     struct listeners *ls = calloc(1, sizeof *ls);
+    bool udp;
 
     if (ls == NULL ||
         (ls->at = calloc(conf->n_listen, sizeof *ls->at)) == NULL) {
@@ -743,9 +820,15 @@ listeners_new(struct weir *weir, const struct config *conf, char *err,
     for (; ls->n < conf->n_listen; ls->n++) {
         const struct listener_conf *lc = &conf->listen[ls->n];
 
-        if (!listener_open(&ls->at[ls->n], lc, conf->idle_s * 1000,
-                           &weir->ports[ls->n])) {
-            explain(lc, errno, err, cap);
+        ls->at[ls->n] = (struct listener){.fd = -1, .udp_fd = -1};
+        if (!listener_open(&ls->at[ls->n], lc, conf, &weir->ports[ls->n],
+                           &udp)) {
+            if (udp)
+                snprintf(err, cap,
+                         "cannot listen on %s by UDP, for [proxy] http3: %s",
+                         lc->text, sys_text(errno));
+            else
+                explain(lc, errno, err, cap);
             ls->n++; /* its descriptor is to be closed as well */
             goto fail;
         }
@@ -756,6 +839,24 @@ listeners_new(struct weir *weir, const struct config *conf, char *err,
 fail:
     listeners_free(ls);
     return NULL;
+}
+
+/* The UDP sockets get their threads.  False: errno. */
+static bool
+ports_start(struct listeners *ls)
+{
+    for (size_t i = 0; i < ls->n; i++) {
+        struct listener *l = &ls->at[i];
+
+        if (l->udp_fd < 0)
+            continue;
+        if ((l->port = quic_port_new(ls->weir, l->udp_fd)) == NULL)
+            return false;
+        l->udp_fd = -1; /* it is the port's */
+        if (!quic_port_start(l->port))
+            return false;
+    }
+    return true;
 }
 
 /*
@@ -772,7 +873,7 @@ listeners_start(struct listeners *ls, char *err, size_t cap)
 
     for (size_t i = 0; i < ls->n && good; i++)
         good = watch_fd(ls, EPOLL_CTL_ADD, ls->at[i].fd, EPOLLIN, &ls->at[i]);
-    if (!good) {
+    if (!good || !ports_start(ls)) {
         snprintf(err, cap, "cannot listen: %s", sys_text(errno));
         return false;
     }
@@ -806,6 +907,27 @@ bool
 listeners_adopt(struct listeners *ls, struct conn *c)
 {
     live_add(ls, c);
+    if (pool_submit(ls->weir->conns, c))
+        return true;
+    refuse(ls, c);
+    return false;
+}
+
+/*
+ * listeners_welcome - a client's connection that did not come by TCP.
+ *
+ * Returns false when its address has too many, or no worker can take it; it is
+ * gone then, too.  Thread: any.  Blocks: never.
+ */
+bool
+listeners_welcome(struct listeners *ls, struct conn *c)
+{
+    live_add(ls, c);
+    if (guest_come(ls, &c->client) > (size_t)c->client.conf->connections) {
+        conn_refuse(c, WHY_BUSY, "connections of one client");
+        conn_over(ls, c);
+        return false;
+    }
     if (pool_submit(ls->weir->conns, c))
         return true;
     refuse(ls, c);
@@ -886,7 +1008,10 @@ listeners_end_all(struct listeners *ls)
 {
     pthread_mutex_lock(&ls->lock);
     for (struct conn *c = ls->live; c != NULL; c = c->next)
-        end_stop_reading(&c->end);
+        if (c->wire != NULL)
+            wire_stop(c->wire);
+        else
+            end_stop_reading(&c->end);
     pthread_mutex_unlock(&ls->lock);
 }
 
@@ -900,6 +1025,8 @@ listeners_cut_all(struct listeners *ls)
 
     pthread_mutex_lock(&ls->lock);
     for (struct conn *c = ls->live; c != NULL; c = c->next) {
+        if (c->wire != NULL) /* nothing of ours waits for its client */
+            continue;
         (void)setsockopt(c->end.fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
         if (!atomic_load(&c->h1.until_close))
             end_wake(&c->end);
@@ -922,9 +1049,13 @@ listeners_free(struct listeners *ls)
         pthread_join(ls->thread, NULL);
     }
     assert(ls->n_live == 0);
-    for (size_t i = 0; i < ls->n; i++)
+    for (size_t i = 0; i < ls->n; i++) {
+        quic_port_free(ls->at[i].port);
+        if (ls->at[i].udp_fd >= 0)
+            close(ls->at[i].udp_fd);
         if (ls->at[i].fd >= 0)
             close(ls->at[i].fd);
+    }
     if (ls->epoll_fd >= 0)
         close(ls->epoll_fd);
     if (ls->wake_fd >= 0)

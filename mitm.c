@@ -12,8 +12,10 @@
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <gnutls/abstract.h>
+#include <gnutls/crypto.h>
 #include <gnutls/gnutls.h>
 
 #include "proxy.h"
@@ -26,11 +28,21 @@
     "+GROUP-X25519:+GROUP-SECP256R1:+GROUP-SECP384R1:+GROUP-SECP521R1:"     \
     "%SERVER_PRECEDENCE"
 
+/* QUIC has TLS 1.3 alone, and no need to look like 1.2 (RFC 9001 section 8.4).
+ */
+#define PRIORITY_QUIC                                                      \
+    "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:" \
+    "+CHACHA20-POLY1305:-GROUP-ALL:+GROUP-X25519:+GROUP-SECP256R1:"        \
+    "+GROUP-SECP384R1:+GROUP-SECP521R1:%SERVER_PRECEDENCE:"                \
+    "%DISABLE_TLS13_COMPAT_MODE"
+
 struct mitm {
     struct ca *ca;
     struct leaves *leaves;
     gnutls_certificate_credentials_t cred; /* shared: leaf_of_session() picks */
     gnutls_priority_t priority;
+    gnutls_certificate_credentials_t quic_cred; /* leaf_of_quic() picks */
+    gnutls_priority_t quic_priority;
     gnutls_datum_t ticket_key; /* GnuTLS derives keys that change from it */
 };
 
@@ -55,6 +67,25 @@ leaf_of_session(gnutls_session_t session,
     return 0;
 }
 
+/* The same for QUIC, where the session points to something else. */
+static int
+leaf_of_quic(gnutls_session_t session, const struct gnutls_cert_retr_st *info,
+             gnutls_pcert_st **certs, unsigned *n_certs,
+             gnutls_ocsp_data_st **ocsp, unsigned *n_ocsp,
+             gnutls_privkey_t *key, unsigned *flags)
+{
+    struct leaf *leaf = quic_leaf(session);
+
+    (void)info;
+    (void)flags;
+    if (leaf == NULL)
+        return GNUTLS_E_NO_CERTIFICATE_FOUND;
+    leaf_show(leaf, certs, n_certs, key);
+    *ocsp = NULL;
+    *n_ocsp = 0;
+    return 0;
+}
+
 /* 0 or a GnuTLS code. */
 static int
 mitm_set_up_tls(struct mitm *m)
@@ -63,9 +94,13 @@ mitm_set_up_tls(struct mitm *m)
 
     if ((rc = gnutls_certificate_allocate_credentials(&m->cred)) < 0 ||
         (rc = gnutls_priority_init(&m->priority, PRIORITY, NULL)) < 0 ||
+        (rc = gnutls_certificate_allocate_credentials(&m->quic_cred)) < 0 ||
+        (rc = gnutls_priority_init(&m->quic_priority, PRIORITY_QUIC, NULL)) <
+            0 ||
         (rc = gnutls_session_ticket_key_generate(&m->ticket_key)) < 0)
         return rc;
     gnutls_certificate_set_retrieve_function3(m->cred, leaf_of_session);
+    gnutls_certificate_set_retrieve_function3(m->quic_cred, leaf_of_quic);
     return 0;
 }
 
@@ -118,6 +153,10 @@ mitm_free(struct mitm *m)
         gnutls_priority_deinit(m->priority);
     if (m->cred != NULL)
         gnutls_certificate_free_credentials(m->cred);
+    if (m->quic_priority != NULL)
+        gnutls_priority_deinit(m->quic_priority);
+    if (m->quic_cred != NULL)
+        gnutls_certificate_free_credentials(m->quic_cred);
     leaves_free(m->leaves);
     ca_free(m->ca);
     free(m);
@@ -231,4 +270,69 @@ mitm_accept(struct mitm *m, struct end *end, const char *name,
 out:
     leaf_give(m->leaves, leaf);
     return why;
+}
+
+/*
+ * mitm_quic - a server's session for QUIC.
+ *
+ * Which leaf it shows, quic_leaf() says when the ClientHello has come.  There
+ * is no early data: what a client sends before its handshake is complete could
+ * be sent again by anybody (RFC 8446 section 8).
+ *
+ * Returns 0 or a GnuTLS code.
+ */
+int
+mitm_quic(struct mitm *m, gnutls_session_t *out)
+{
+    static const gnutls_datum_t h3 = {(unsigned char *)"h3", 2};
+    gnutls_session_t session = NULL;
+    int rc;
+
+    if ((rc = gnutls_init(&session, GNUTLS_SERVER | GNUTLS_NONBLOCK |
+                                        GNUTLS_NO_AUTO_SEND_TICKET)) < 0 ||
+        (rc = gnutls_priority_set(session, m->quic_priority)) < 0 ||
+        (rc = gnutls_credentials_set(session, GNUTLS_CRD_CERTIFICATE,
+                                     m->quic_cred)) < 0 ||
+        (rc = gnutls_session_ticket_enable_server(session, &m->ticket_key)) <
+            0 ||
+        (rc = gnutls_alpn_set_protocols(session, &h3, 1,
+                                        GNUTLS_ALPN_MANDATORY)) < 0) {
+        if (session != NULL)
+            gnutls_deinit(session);
+        return rc;
+    }
+    *out = session;
+    return 0;
+}
+
+/* For leaf_take() and leaf_give(). */
+struct leaves *
+mitm_leaves(struct mitm *m)
+{
+    return m->leaves;
+}
+
+/*
+ * mitm_secret - bytes that only we know and that stay as long as the CA does.
+ *
+ * label  for what; others give other bytes
+ *
+ * Returns false: out of memory.  Source: HMAC as a PRF, keyed by the CA's key.
+ */
+bool
+mitm_secret(const struct mitm *m, const char *label, uint8_t out[32])
+{
+    gnutls_x509_privkey_t key = NULL;
+    gnutls_datum_t der = {NULL, 0};
+    bool good = false;
+
+    if (gnutls_privkey_export_x509(m->ca->key, &key) == 0 &&
+        gnutls_x509_privkey_export2(key, GNUTLS_X509_FMT_DER, &der) == 0)
+        good = gnutls_hmac_fast(GNUTLS_MAC_SHA256, der.data, der.size, label,
+                                strlen(label), out) == 0;
+    if (der.data != NULL)
+        gnutls_memset(der.data, 0, der.size);
+    gnutls_free(der.data);
+    gnutls_x509_privkey_deinit(key);
+    return good;
 }

@@ -353,7 +353,8 @@ struct http_ops {
                           struct fail *);
     enum why (*flush)(struct http *, struct fail *);
     /* The rest of the content is of no use.  True: the codec sees to it that
-     * none comes; false: it has to be read past.  The reader's. */
+     * none comes, and who waits for it gets WHY_OVER; false: it has to be read
+     * past.  Any thread. */
     bool (*unwanted)(struct http *);
     /* Is the peer gone for good, so that nobody waits for our answer? */
     bool (*gone)(struct http *);
@@ -575,6 +576,7 @@ struct stream {
     bool submitted; /* client role: the request was */
     bool answered;  /* server role: its final head was */
     bool closed, local_end, remote_end, deferred, held;
+    uint64_t asked;   /* server role: number of the PING behind our answer */
     int64_t moved_at; /* ms: when the peer last took content */
 };
 
@@ -633,6 +635,25 @@ struct demux_user { /* whoever has the datagrams */
     const struct origin *inside;
 };
 
+enum calm_kind { /* frames that cost us and ask for nothing (calm.c) */
+                 CALM_RESETS,
+                 CALM_SETTINGS,
+                 CALM_PINGS,
+                 CALM_EMPTY,
+                 CALM_PRIORITIES,
+                 CALM_UPDATES,
+                 CALM_KINDS
+};
+
+struct budget { /* in 1/CALM_MS of a frame */
+    int64_t max, left;
+    int64_t at; /* ms: when `left` was that */
+};
+
+struct calm { /* of one session, its owner's */
+    struct budget budget[CALM_KINDS];
+};
+
 struct breaker; /* who failed to be connected to */
 
 /* ---- where to, and a way to it ------------------------------------------- */
@@ -646,7 +667,13 @@ struct origin {
 };
 
 /* A set; http/1.0 is HTTP, but nothing that a server would choose. */
-enum alpn { ALPN_HTTP1 = 1, ALPN_H2 = 2, ALPN_HTTP10 = 4, ALPN_OTHER = 8 };
+enum alpn {
+    ALPN_HTTP1 = 1,
+    ALPN_H2 = 2,
+    ALPN_HTTP10 = 4,
+    ALPN_OTHER = 8,
+    ALPN_H3 = 16
+};
 
 struct names { /* what a certificate names: "dns\0dns\0ip\0" */
     size_t len;
@@ -814,6 +841,7 @@ struct tunnel_result { /* how a tunnel went */
     uint64_t up, down; /* bytes */
     enum side ended_by;
     struct fail fail; /* why NONE: both directions finished */
+    bool lost; /* the client got all, but the server did not want to hear all */
 };
 
 enum conn_state {
@@ -1007,7 +1035,7 @@ bool conn_wants(const struct config *, const struct origin *);
 /* ---- serve.c: one stream of a client's session --------------------------- */
 
 struct served; /* a stream, and who asks */
-struct served *served_new(struct stream *, const struct client *);
+struct served *served_new(struct stream *, struct client *);
 void serve_job(void *job, struct worker *);         /* the pool's serve() */
 bool serve_begin(struct served *, struct fibers *); /* false: nobody can */
 
@@ -1207,6 +1235,11 @@ size_t stream_say_max(struct stream *); /* 0: the peer takes none */
 /* From now on, what came before included; hear NULL: nobody, and on return
  * nobody is being called. */
 void stream_hear(struct stream *, struct hearer);
+/* ---- calm.c: how much useless work a peer may make ----------------------- */
+
+void calm_init(struct calm *, const struct config *, int64_t now);
+bool calm_spend(struct calm *, enum calm_kind, int64_t now); /* false: enough */
+void calm_earn(struct calm *, size_t bytes);                 /* were sent */
 
 /* ---- h2.c: HTTP/2 sessions ----------------------------------------------- */
 
@@ -1248,10 +1281,10 @@ struct quic_user {
     void (*confirmed)(void *arg); /* the handshake is complete */
     bool (*data)(void *arg, int64_t id, const void *at, size_t len, bool fin);
     void (*acked)(void *arg, int64_t id, size_t len);
-    void (*stopped)(void *arg, int64_t id); /* we get no more of it */
+    /* The peer sends no more of it, though it has not finished. */
+    bool (*cut_off)(void *arg, int64_t id, uint64_t code);
     void (*closed)(void *arg, int64_t id, uint64_t code); /* forget it */
-    void (*room)(void *arg, int64_t id);   /* it may be written again */
-    void (*more)(void *arg, uint64_t max); /* streams the peer may open */
+    void (*room)(void *arg, int64_t id); /* it may be written again */
     void (*gram)(void *arg, const void *at, size_t len);
     /* What next?  Fills in iov, *id and *fin; n < 0: quic_end() was called;
      * *id < 0: nothing. */
@@ -1288,9 +1321,10 @@ void quic_stop(struct quic *, int64_t id, uint64_t code);   /* reading */
 void quic_cut(struct quic *, int64_t id, uint64_t code);    /* writing */
 void quic_credit(struct quic *, int64_t id, size_t len); /* id < 0: of none */
 void quic_credit_streams(struct quic *, size_t n);
-void quic_keep_alive(struct quic *, int ms); /* 0: do not */
-size_t quic_gram_max(const struct quic *);   /* 0: the peer takes none */
-bool quic_is_ready(const struct quic *);     /* the handshake is complete */
+size_t quic_streams_left(const struct quic *); /* that we may open */
+void quic_keep_alive(struct quic *, int ms);   /* 0: do not */
+size_t quic_gram_max(const struct quic *);     /* 0: the peer takes none */
+bool quic_is_ready(const struct quic *);       /* the handshake is complete */
 gnutls_session_t quic_session(const struct quic *);
 struct leaf *quic_leaf(gnutls_session_t); /* for mitm.c */
 struct quic_bytes {                       /* of UDP payload */
@@ -1505,6 +1539,7 @@ uint64_t leaves_minted(struct leaves *); /* made since the start */
 /* ---- hello.c: what a ClientHello says ------------------------------------ */
 
 enum why hello_parse(const void *raw, size_t len, struct hello *);
+bool hello_extension(struct hello *, unsigned type, const void *, size_t len);
 enum why hello_read(struct end *, int64_t deadline, struct hello *,
                     struct fail *); /* consumes nothing */
 

@@ -34,12 +34,13 @@ static void refuse(struct task *);
  * served_new - a job for serve_begin().
  *
  * s     the user's reference becomes the job's
- * from  copied; what it points to outlives the stream
+ * from  copied; what it points to outlives the stream.  This is one exchange
+ *       more of its session
  *
  * Returns NULL: out of memory, the stream is still the caller's.
  */
 struct served *
-served_new(struct stream *s, const struct client *from)
+served_new(struct stream *s, struct client *from)
 {
     struct served *v = malloc(sizeof *v);
 
@@ -50,6 +51,7 @@ served_new(struct stream *s, const struct client *from)
     if (atomic_load(&from->weir->config) != from->conf)
         v->client.conf = v->conf = config_take(from->weir);
     v->client.stream = s->id;
+    from->n_exchanges++; /* the copy's own counts itself */
     v->client.told = NULL;
     return v;
 }

@@ -29,13 +29,15 @@
 #include "proxy.h"
 
 enum {
-    WATCH_MS = 1000,     /* how often one who waits asks his watch */
-    WR_FIRST = 2048,     /* the writer's buffer at first */
-    WR_MAX = 65536,      /* handed over when it is as full as this */
-    OUT_MAX = 131072,    /* what may wait for the owner */
-    KEEP_MAX = 4096,     /* a larger buffer is given back when it is empty */
-    CREDIT_CALL = 65536, /* credit of one stream that is worth a call */
-    OWED_CALL = 1 << 20, /* and of all */
+    WATCH_MS = 1000,       /* how often one who waits asks his watch */
+    WR_FIRST = 2048,       /* the writer's buffer at first */
+    WR_MAX = 65536,        /* handed over when it is as full as this */
+    OUT_MAX = 131072,      /* what may wait for the owner */
+    KEEP_MAX = 4096,       /* a larger buffer is given back when it is empty */
+    CREDIT_CALL = 65536,   /* credit of one stream that is worth a call */
+    OWED_CALL = 1 << 20,   /* and of all */
+    GRAMS_MAX = 1 << 18,   /* bytes of datagrams that wait to go out */
+    UNHEARD_MAX = 1 << 15, /* and for somebody who hears them */
 };
 
 /* ---- a queue of bytes ---------------------------------------------------- */
@@ -105,6 +107,7 @@ hub_clear(struct hub *h)
         return;
     close(h->wake_fd);
     h->wake_fd = -1;
+    store_clear(&h->grams);
     pthread_mutex_destroy(&h->lock);
     pthread_cond_destroy(&h->left);
 }
@@ -162,15 +165,26 @@ hub_call(struct hub *h)
     return s;
 }
 
-/* The owner's: about to poll.  False: somebody calls. */
+/* Something has come for the owner that is no call.  Any thread. */
+void
+hub_nudge(struct hub *h)
+{
+    pthread_mutex_lock(&h->lock);
+    h->nudged = true;
+    hub_wake(h);
+    pthread_mutex_unlock(&h->lock);
+}
+
+/* The owner's: about to poll.  False: somebody calls, or has nudged him. */
 bool
 hub_sleep(struct hub *h)
 {
     bool quiet;
 
     pthread_mutex_lock(&h->lock);
-    quiet = h->calls == NULL;
+    quiet = h->calls == NULL && !h->nudged;
     h->asleep = quiet;
+    h->nudged = false;
     pthread_mutex_unlock(&h->lock);
     return quiet;
 }
@@ -404,7 +418,7 @@ stream_read_body(struct http *http, struct span *data, struct fail *f)
     while (why == WHY_MORE) {
         if (no_content(s)) {
             why = WHY_EOF;
-        } else if (s->aborted) {
+        } else if (s->aborted || s->unwanted) {
             why = fail_own(f, SIDE_WEIR, WHY_OVER, "read content");
         } else if (s->in.len > 0) {
             if (s->taken.cap > KEEP_MAX && s->in.cap <= KEEP_MAX)
@@ -446,7 +460,7 @@ stream_pending(struct http *http)
 
     pthread_mutex_lock(&s->hub->lock);
     some = s->in.len > 0 || s->in_end || s->heads != NULL ||
-           s->broken.why != WHY_NONE || s->aborted;
+           s->broken.why != WHY_NONE || s->aborted || s->unwanted;
     pthread_mutex_unlock(&s->hub->lock);
     return some;
 }
@@ -479,6 +493,7 @@ stream_unwanted(struct http *http)
     pthread_mutex_lock(&s->hub->lock);
     s->unwanted = true;
     call(s);
+    tell(s);
     pthread_mutex_unlock(&s->hub->lock);
     return true;
 }
@@ -744,6 +759,7 @@ stream_new(struct hub *h, enum side side, enum version version, int idle_ms)
     s->idle_ms = idle_ms;
     s->n_refs = 2;
     pthread_cond_init(&s->news, NULL);
+    pthread_mutex_init(&s->gram_lock, NULL);
     pthread_mutex_lock(&h->lock);
     over = h->over;
     if (!over)
@@ -751,6 +767,7 @@ stream_new(struct hub *h, enum side side, enum version version, int idle_ms)
     pthread_mutex_unlock(&h->lock);
     if (!over)
         return s;
+    pthread_mutex_destroy(&s->gram_lock);
     pthread_cond_destroy(&s->news);
     free(s);
     return NULL;
@@ -788,6 +805,8 @@ stream_free(struct stream *s)
     store_clear(&s->taken);
     store_clear(&s->out);
     store_clear(&s->wr);
+    store_clear(&s->unheard);
+    pthread_mutex_destroy(&s->gram_lock);
     pthread_cond_destroy(&s->news);
     free(s);
 }
@@ -929,4 +948,91 @@ stream_unread(struct stream *s)
     }
     pthread_mutex_unlock(&s->hub->lock);
     return n;
+}
+
+/* ---- datagrams ----------------------------------------------------------- */
+
+/*
+ * stream_say - have a datagram sent on the stream's behalf.
+ *
+ * at, len  its payload (RFC 9297 section 2.1), its context identifier included
+ *
+ * Returns false: it is lost, as any datagram may be: it does not fit, too many
+ * wait, or the stream is over.  Thread: any.  Blocks: never.
+ */
+bool
+stream_say(struct stream *s, const void *at, size_t len)
+{
+    struct gram_head head = {s->id, len};
+    struct hub *h = s->hub;
+    bool good;
+
+    pthread_mutex_lock(&h->lock);
+    good = len <= h->gram_max && s->broken.why == WHY_NONE && !h->over &&
+           h->grams.len + sizeof head + len <= GRAMS_MAX &&
+           store_add(&h->grams, &head, sizeof head);
+    if (good && !store_add(&h->grams, at, len)) {
+        h->grams.len -= sizeof head;
+        good = false;
+    }
+    if (good) {
+        h->nudged = true;
+        hub_wake(h);
+    } else {
+        h->n_grams_lost++;
+    }
+    pthread_mutex_unlock(&h->lock);
+    return good;
+}
+
+/* The longest that fits now; 0: the peer takes none.  Any thread. */
+size_t
+stream_say_max(struct stream *s)
+{
+    size_t max;
+
+    pthread_mutex_lock(&s->hub->lock);
+    max = s->hub->gram_max;
+    pthread_mutex_unlock(&s->hub->lock);
+    return max;
+}
+
+/*
+ * stream_hear - whom its datagrams go to from now on.
+ *
+ * hearer  called by the session's owner for each, and at once for those that
+ *         have come before; hear NULL: nobody, and nobody is being called on
+ *         return
+ */
+void
+stream_hear(struct stream *s, struct hearer hearer)
+{
+    size_t at = 0, len;
+
+    pthread_mutex_lock(&s->gram_lock);
+    s->hearer = hearer;
+    while (hearer.hear != NULL && at < s->unheard.len) {
+        memcpy(&len, s->unheard.at + at, sizeof len);
+        at += sizeof len;
+        hearer.hear(hearer.arg, s->unheard.at + at, len);
+        at += len;
+    }
+    if (at > 0)
+        store_clear(&s->unheard);
+    pthread_mutex_unlock(&s->gram_lock);
+}
+
+/* One has come.  The owner's. */
+void
+stream_put_gram(struct stream *s, const void *at, size_t len)
+{
+    pthread_mutex_lock(&s->gram_lock);
+    if (s->hearer.hear != NULL) {
+        s->hearer.hear(s->hearer.arg, at, len);
+    } else if (s->connect && s->unheard.len + sizeof len + len <= UNHEARD_MAX &&
+               store_add(&s->unheard, &len, sizeof len) &&
+               !store_add(&s->unheard, at, len)) {
+        s->unheard.len -= sizeof len;
+    }
+    pthread_mutex_unlock(&s->gram_lock);
 }

@@ -39,6 +39,7 @@ struct pump { /* one direction */
     enum side from_side;
     uint64_t moved;
     struct fail fail;
+    bool lost;   /* `to` had gone before it took everything */
     int pipe[2]; /* -1: none */
     char *bulk;  /* TUNNEL_BUF bytes; NULL: none */
     int full, shorts;
@@ -310,6 +311,21 @@ pump_done(struct pump *p)
     pthread_mutex_unlock(&t->lock);
 }
 
+/* Has the side that we write to finished, so that it takes no more?  What it
+ * sent before is whole and may not all have been read: the direction that comes
+ * from there finds its end, or that it was cut.  A socket says EPIPE only
+ * behind the peer's FIN; a stream tells each of its users for himself. */
+static bool
+to_has_left(const struct pump *p)
+{
+    const struct fail *f = &p->fail;
+
+    if (f->side == p->from_side || f->side == SIDE_WEIR || f->why == WHY_IDLE)
+        return false;
+    return p->to->end == NULL ||
+           (f->why == WHY_SYS && (f->code == EPIPE || f->code == ENOTCONN));
+}
+
 /* One direction, to its end.  Runs in its own thread. */
 static void
 pump_run(void *arg)
@@ -325,9 +341,16 @@ pump_run(void *arg)
         atomic_compare_exchange_strong(
             &t->first, &none,
             (int)(why == WHY_EOF ? p->from_side : p->fail.side));
-    if (why == WHY_EOF && !atomic_load(&t->stop))
+    p->lost = why != WHY_NONE && why != WHY_EOF && to_has_left(p);
+    if (why == WHY_EOF && !atomic_load(&t->stop)) {
         why = side_finish(p->to, &p->fail);
-    if (why != WHY_NONE && why != WHY_EOF) /* IDLE by whom it reads: all is */
+        if (why != WHY_NONE && to_has_left(p)) {
+            p->fail = (struct fail){0}; /* it had everything */
+            why = WHY_NONE;
+        }
+    }
+    if (why != WHY_NONE && why != WHY_EOF &&
+        !p->lost) /* IDLE by whom it reads: all is */
         tunnel_stop(t, p, why == WHY_IDLE && p->fail.side == p->from_side);
     pump_end_bulk(p);
     pump_done(p);
@@ -400,8 +423,11 @@ tunnel_run(struct worker *w, const struct weir *weir, struct tunnel_side client,
     r->up = t.up.moved;
     r->down = t.down.moved;
     r->ended_by = (enum side)atomic_load(&t.first);
-    if (t.stopper != NULL) {
-        r->fail = t.stopper->fail;
+    r->lost = t.stopper == NULL && t.up.lost;
+    if (t.stopper != NULL || t.up.lost || t.down.lost) {
+        r->fail = t.stopper != NULL ? t.stopper->fail
+                  : t.up.lost       ? t.up.fail
+                                    : t.down.fail;
         r->ended_by = r->fail.side;
     }
 out:

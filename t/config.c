@@ -638,15 +638,16 @@ test_unknown(void)
                             "format, file");
     says("[intercepts]\nenable = no\n",
          "t.ini:2: [intercepts] enable: unknown section, did you mean "
-         "[intercept]? allowed: proxy, access, upstream, http2, tunnel, "
+         "[intercept]? allowed: proxy, access, upstream, http2, http3, tunnel, "
          "intercept, parent NAME, resolve, log");
-    says("[h9]\n\nstreams = 1\n",
-         "t.ini:3: [h9] streams: unknown section, allowed: proxy, access, "
-         "upstream, http2, tunnel, intercept, parent NAME, resolve, log");
+    says(
+        "[h9]\n\nstreams = 1\n",
+        "t.ini:3: [h9] streams: unknown section, allowed: proxy, access, "
+        "upstream, http2, http3, tunnel, intercept, parent NAME, resolve, log");
     says("workers = 1\n[proxy]\n",
          "t.ini:1: [] workers: before any section, "
          "allowed: proxy, access, upstream, "
-         "http2, tunnel, intercept, parent NAME, resolve, "
+         "http2, http3, tunnel, intercept, parent NAME, resolve, "
          "log");
 }
 
@@ -806,10 +807,11 @@ test_set_mistakes(void)
     set_says("workers=1.5",
              "--set workers=1.5: not understood, allowed: section.key=value");
     set_says("", "--set : not understood, allowed: section.key=value");
-    set_says("proxi.workers=1",
-             "--set proxi.workers=1: [proxi] workers: unknown section, did you "
-             "mean [proxy]? allowed: proxy, access, upstream, http2, tunnel, "
-             "intercept, parent NAME, resolve, log");
+    set_says(
+        "proxi.workers=1",
+        "--set proxi.workers=1: [proxi] workers: unknown section, did you "
+        "mean [proxy]? allowed: proxy, access, upstream, http2, http3, tunnel, "
+        "intercept, parent NAME, resolve, log");
     set_says("proxy.worker=1", "--set proxy.worker=1: [proxy] worker: unknown "
                                "key, did you mean workers?");
     write_ini("[proxy]\nworkers = 0\n");

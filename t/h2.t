@@ -169,7 +169,34 @@ for my $case (
     is $s->{body}, 'no', 'whole';
     $c->until(sub { $s->{reset} });
     is $s->{reset}, 'NO_ERROR', 'then the stream is reset without an error';
+    ok $c->{n}{PING}, 'as soon as the client has the answer';
     ok $c->alive, 'and the connection goes on';
+}
+{ # one that finishes before it has seen the answer, and one that never tells
+    my $c = client();
+    for my $finishes (1, 0) {
+        my $l = listener();
+        my $id = $c->request([ get($l, '/', 'POST') ], end => 0);
+        $c->data($id, 'some');
+        my $o = $l->accept;
+        $o->get_head;
+        $o->put("HTTP/1.1 413 No\r\nContent-Length: 0\r\n"
+                . "Connection: close\r\n\r\n");
+        $o->close;
+        $c->{mute} = 1;
+        my $s = $c->answer($id);
+        my $ping;
+        $c->until(sub { $ping = $c->{last_ping} });
+        ok !$s->{reset}, 'not before the client has answered a PING';
+        $c->data($id, '', 1) if $finishes;
+        $c->put('PING', 'ACK', 0, $ping) if $finishes;
+        $c->until(sub { $s->{reset} }) if !$finishes;
+        ok $c->alive, 'the connection goes on';
+        is $s->{reset}, $finishes ? undef : 'NO_ERROR', $finishes
+            ? 'one that finishes is not reset' : 'one that is silent is';
+        delete $c->{last_ping};
+        $c->{mute} = 0;
+    }
 }
 # ---- what is cut looks cut
 for my $case (

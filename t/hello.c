@@ -587,7 +587,8 @@ answer_fits(const void *at, size_t len)
     for (const char *c = h.sni; *c != '\0'; c++)
         if (strchr("abcdefghijklmnopqrstuvwxyz0123456789-_.", *c) == NULL)
             return false;
-    return (h.alpn & ~(ALPN_HTTP1 | ALPN_H2 | ALPN_HTTP10 | ALPN_OTHER)) == 0;
+    return (h.alpn &
+            ~(ALPN_HTTP1 | ALPN_H2 | ALPN_HTTP10 | ALPN_OTHER | ALPN_H3)) == 0;
 }
 
 static void

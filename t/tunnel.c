@@ -2,6 +2,7 @@
  * t/tunnel.c - bytes both ways, until both directions have ended.
  */
 #include <fcntl.h>
+#include <poll.h>
 #include <semaphore.h>
 #include <signal.h>
 
@@ -260,6 +261,44 @@ reset(bool by_client)
     is_int(t.r.fail.code, ECONNRESET, "  by its errno");
     is_int(t.r.fail.side, by_client ? SIDE_CLIENT : SIDE_ORIGIN, "  and side");
     is_int(t.r.ended_by, t.r.fail.side, "  which has ended it");
+    trip_clear(&t);
+}
+
+/* A side that sends its last words, closes, and takes no more: it answers what
+ * comes by a reset, behind its FIN.  more: what it does not take. */
+static void
+last_words(bool by_client, const char *more)
+{
+    struct trip t;
+    int error, *gone, *other;
+    struct end *end;
+    struct pollfd p = {.events = POLLRDHUP};
+
+    trip_init(&t);
+    gone = by_client ? &t.left : &t.right;
+    other = by_client ? &t.right : &t.left;
+    end = by_client ? &t.client : &t.server;
+    net_say(*gone, "last words");
+    close(*gone);
+    *gone = -1;
+    p.fd = end->fd;
+    while (!(p.revents & POLLRDHUP))
+        NEED(poll(&p, 1, LIMIT_MS) > 0);
+    NEED(send(end->fd, "x", 1, 0) == 1);
+    while (!(p.revents & POLLERR))
+        NEED(poll(&p, 1, LIMIT_MS) > 0);
+    net_say(*other, more);
+    shutdown(*other, SHUT_WR);
+    trip_start(&t);
+    is_str(net_rest(*other, &error), "last words",
+           "a %s that has left is heard to its end",
+           by_client ? "client" : "origin");
+    is_int(error, 0, "  which is a clean one");
+    trip_wait(&t);
+    is_int(t.r.fail.why, *more != '\0' ? WHY_SYS : WHY_NONE,
+           "  what it does not take is %s",
+           *more != '\0' ? "noted" : "nothing");
+    is_int(t.r.lost, *more != '\0' && !by_client, "  and told");
     trip_clear(&t);
 }
 
@@ -601,6 +640,10 @@ main(void)
     half_close(false);
     reset(true);
     reset(false);
+    last_words(true, "");
+    last_words(true, "more");
+    last_words(false, "");
+    last_words(false, "more");
     ahead();
     clocks();
     stuck();

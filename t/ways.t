@@ -12,12 +12,12 @@ my $hello = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n"
 my $plain = origin(sub ($c) { $c->put($hello) while $c->get_request });
 my $tls   = origin(sub ($c) { $c->put($hello) while $c->get_request },
     tls => $certs->{good});
-my $dante = danted();
+my $micro = microsocks();
 my $squid = squid(user => 'ann', password => 'pw');
 my @set = ("upstream.upstream_ca=$certs->{ca}{cert}", 'proxy.grace_s=1');
 my %out = (
     direct => [],
-    dante  => ["upstream.parent=socks5://127.0.0.1:$dante->{port}"],
+    microsocks => ["upstream.parent=socks5://127.0.0.1:$micro->{port}"],
     squid  => ["upstream.parent=http://ann:pw\@127.0.0.1:$squid->{port}"],
 );
 

@@ -1,7 +1,9 @@
-# Ways.pm - other people's proxies, started for a test on a free port.
+# Ways.pm - other people's proxies, and their clients and servers of HTTP/3,
+# started for a test on a free port.
 #
 # Each constructor answers a process with {port}; what it logs is in {log}.
-# The programs are Debian's squid, tinyproxy, dante and nghttpx.
+# The programs are Debian's squid, tinyproxy, microsocks, nghttpx, caddy, and
+# those of ngtcp2.
 
 package Ways;
 use v5.36;
@@ -12,7 +14,8 @@ use Socket qw(PF_INET SOCK_STREAM INADDR_LOOPBACK pack_sockaddr_in
     unpack_sockaddr_in);
 use Weir;
 
-our @EXPORT = qw(squid tinyproxy danted nghttpx told scripted black_hole);
+our @EXPORT = qw(squid tinyproxy microsocks nghttpx told scripted black_hole
+    gtlsserver gtlsclient caddy free_udp_port);
 
 # Wait until somebody listens there.
 sub up($name, $p)
@@ -67,20 +70,12 @@ sub tinyproxy(%o)
     return up('tinyproxy', { %$p, port => $port, log => "$dir/log" });
 }
 
-# SOCKS 5 and 4, without users.
-sub danted(%o)
+# SOCKS 5, without users.
+sub microsocks(%o)
 {
-    my $dir  = scratch('dante', 1);
     my $port = free_port();
-    spew("$dir/conf", join "\n", "logoutput: $dir/log",
-        "internal: 127.0.0.1 port = $port", "external: 127.0.0.1",
-        'socksmethod: none', 'clientmethod: none', 'user.privileged: root',
-        'user.unprivileged: root',
-        'client pass { from: 127.0.0.0/8 to: 0.0.0.0/0 }',
-        'socks pass { from: 127.0.0.0/8 to: 0.0.0.0/0 log: connect }', '');
-    my $p = start_process(['danted', '-f', "$dir/conf", '-p', "$dir/pid"],
-        cd => $dir);
-    return up('danted', { %$p, port => $port, log => "$dir/log" });
+    my $p = start_process(['microsocks', '-i', '127.0.0.1', '-p', $port]);
+    return up('microsocks', { %$p, port => $port, log => $p->{err} });
 }
 
 # An https:// proxy: TLS in front of an HTTP/1 proxy at $port.
@@ -94,6 +89,86 @@ sub nghttpx($back, %o)
         "--accesslog-file=$dir/log", "--errorlog-file=$dir/errors",
         '--conf=/dev/null', $pem->{key}, $pem->{cert}], cd => $dir);
     return up('nghttpx', { %$p, port => $port, log => "$dir/log" });
+}
+
+# ---- HTTP/3 -------------------------------------------------------------------------
+
+# A UDP port that was free a moment ago, and whose TCP twin was.
+sub free_udp_port()
+{
+    while (1) {
+        my $port = free_port();
+        return $port if IO::Socket::IP->new(LocalHost => '127.0.0.1',
+            LocalPort => $port, Proto => 'udp',
+            Type => Socket::SOCK_DGRAM());
+    }
+}
+
+# Wait until somebody has bound that UDP port.
+sub up_udp($name, $p)
+{
+    my $hex = sprintf ':%04X ', $p->{port};
+    wait_for("$name to bind", sub {
+        die "$name has ended: ", slurp($p->{err}), slurp($p->{out})
+            if !kill 0, $p->{pid};
+        return slurp('/proc/net/udp') =~ /$hex/;
+    });
+    return $p;
+}
+
+# Files of a directory by HTTP/3.  %o: cert (of certs), args.
+sub gtlsserver($root, %o)
+{
+    my $port = free_udp_port();
+    my $pem  = $o{cert} // certs()->{good};
+    my $p = start_process([ 'gtlsserver', '-q', '--no-quic-dump',
+        '--no-http-dump', '-d', $root, ($o{args} // [])->@*, '127.0.0.1',
+        $port, $pem->{key}, $pem->{cert} ]);
+    return up_udp('gtlsserver', { %$p, port => $port, log => $p->{err} });
+}
+
+# Requests in HTTP/3 to $port as the name $sni, to its end: { out, err, dir };
+# dir holds what was downloaded.  gtlsclient's exit code says nothing.
+sub gtlsclient($port, $sni, $urls, @args)
+{
+    my $dir = scratch('gtlsclient', 1);
+    my $r = run([ 'gtlsclient', '-q', '--no-quic-dump', '--no-http-dump',
+        '--exit-on-all-streams-close', "--sni=$sni", "--download=$dir", @args,
+        '127.0.0.1', $port, @$urls ], cd => $dir);
+    return { %$r, dir => $dir };
+}
+
+# Files of a directory by HTTP/1.1, 2 and 3 on one port, for %o: name.
+sub caddy($root, %o)
+{
+    my $dir  = scratch('caddy', 1);
+    my $port = free_udp_port();
+    my $pem  = certs()->{good};
+    my $name = $o{name} // 'good.test';
+    spew("$dir/Caddyfile", <<"END");
+{
+    admin off
+    auto_https off
+    servers {
+        protocols h1 h2 h3
+    }
+    log {
+        output file $dir/errors
+    }
+}
+https://$name:$port {
+    bind 127.0.0.1
+    tls $pem->{cert} $pem->{key}
+    log {
+        output file $dir/log
+    }
+    root * $root
+    file_server
+}
+END
+    my $p = start_process([ 'caddy', 'run', '--adapter', 'caddyfile',
+        '--config', "$dir/Caddyfile" ], cd => $dir, env => { HOME => $dir });
+    return up_udp('caddy', { %$p, port => $port, log => "$dir/log" });
 }
 
 # A port of this machine that neither accepts nor refuses: its queue is full,

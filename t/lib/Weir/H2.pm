@@ -284,7 +284,7 @@ sub data($self, $id, $bytes, $end = 0)
 }
 
 # The next frame: { type, flags, id, payload, and what it says }; undef: the
-# connection has ended.  SETTINGS are acknowledged, unless {mute}.
+# connection has ended.  SETTINGS and PING are acknowledged, unless {mute}.
 sub get_frame($self)
 {
     my $head = $self->{wire}->get(9);
@@ -327,6 +327,11 @@ sub note($self, $f)
         my ($last, $code) = unpack 'NN', $f->{payload};
         $self->{goaway} = $f->{code} = $CODE[$code] // $code;
         $self->{last} = $last;
+    } elsif ($type eq 'PING' && !($f->{flags} & 1)) {
+        $self->{last_ping} = $f->{payload};
+        $self->put('PING', 'ACK', 0, $f->{payload}) if !$self->{mute};
+    } elsif ($type eq 'WINDOW_UPDATE') {
+        $s->{window} += unpack 'N', $f->{payload};
     } elsif ($type eq 'SETTINGS' && !($f->{flags} & 1)) {
         my %set = unpack '(nN)*', $f->{payload};
         $self->{settings}{$_} = $set{$_} for keys %set;
@@ -405,6 +410,180 @@ sub alive($self)
         return 1 if $f->{type} eq 'PING' && $f->{flags} & 1;
     }
     return 0;
+}
+
+# ---- a wire through a stream ------------------------------------------------------
+
+# What a CONNECT on a stream leads to: bytes both ways, within the windows of
+# both sides, and TLS inside of it if wanted.  As good as a Weir::Wire.
+package Weir::H2::Wire;
+use v5.36;
+use parent -norequire, 'Weir::Wire';
+use Net::SSLeay ();
+
+use constant { MAX_FRAME => 16384, AHEAD => 32768 };
+
+# %o: frame => the largest DATA that we send.
+sub connect($class, $h2, $target, %o)
+{
+    my $id = $h2->request([ ':method', 'CONNECT', ':authority', $target ],
+        end => 0);
+    my $s = $h2->stream($id);
+    $h2->until(sub { $s->{status} || $s->{reset} });
+    die "CONNECT $target: " . ($s->{status} // $s->{reset}) . "\n"
+        if ($s->{status} // 0) != 200;
+    return $class->on($h2, $id, %o);
+}
+
+# A stream that carries bytes already.
+sub on($class, $h2, $id, %o)
+{
+    $h2->{flow} //= { unread => 0 };
+    return bless { h2 => $h2, id => $id, ahead => '', end => undef,
+        limit => Weir::LIMIT, frame => $o{frame} // MAX_FRAME, unread => 0 },
+        $class;
+}
+
+# Become TLS.  %o: sni, alpn [].  What the other side shows is not verified.
+sub tls_client($self, %o)
+{
+    my $ctx = Net::SSLeay::CTX_new_with_method(Net::SSLeay::TLS_client_method());
+    Net::SSLeay::CTX_set_alpn_protos($ctx, $o{alpn}) if $o{alpn};
+    my $ssl = Net::SSLeay::new($ctx);
+    Net::SSLeay::CTX_free($ctx);
+    @$self{qw(in out)} = map { Net::SSLeay::BIO_new(Net::SSLeay::BIO_s_mem()) }
+        1 .. 2;
+    Net::SSLeay::set_bio($ssl, $self->{in}, $self->{out});
+    Net::SSLeay::set_tlsext_host_name($ssl, $o{sni}) if $o{sni};
+    Net::SSLeay::set_connect_state($ssl);
+    while (Net::SSLeay::do_handshake($ssl) != 1) {
+        $self->flush_tls;
+        $self->raw_fill or die "TLS in a stream: $self->{end}\n";
+        Net::SSLeay::BIO_write($self->{in}, $self->raw_take);
+    }
+    $self->{ssl} = $ssl;
+    return $self->flush_tls;
+}
+
+sub DESTROY($self)
+{
+    Net::SSLeay::free($self->{ssl}) if $self->{ssl};
+}
+
+sub flush_tls($self)
+{
+    while (Net::SSLeay::BIO_pending($self->{out})) {
+        $self->raw_put(Net::SSLeay::BIO_read($self->{out})) or return 0;
+    }
+    return 1;
+}
+
+# What weir lets us send now.
+sub room($self)
+{
+    my $h2 = $self->{h2};
+    my $s  = $h2->stream($self->{id});
+    my ($one, $all) = (($h2->{settings}{4} // 65535) + ($s->{window} // 0),
+        65535 + ($h2->stream(0)->{window} // 0));
+    $_ -= $s->{sent} // 0 for $one;
+    $_ -= $h2->{sent} // 0 for $all;
+    return $one < $all ? $one : $all;
+}
+
+sub raw_put($self, $bytes)
+{
+    my ($h2, $s) = ($self->{h2}, $self->{h2}->stream($self->{id}));
+    while (length $bytes) {
+        my $n;
+        $h2->until(sub { ($n = $self->room) > 0 || $self->is_over });
+        return 0 if $s->{reset} || $n <= 0;
+        $n = $self->{frame} if $n > $self->{frame};
+        my $part = substr $bytes, 0, $n, '';
+        $h2->data($self->{id}, $part) or return 0;
+        $_ += length $part for $s->{sent}, $h2->{sent};
+    }
+    return 1;
+}
+
+sub is_over($self)
+{
+    my $s = $self->{h2}->stream($self->{id});
+    return $s->{end} || $s->{reset} || $self->{h2}{wire}->how ne 'open';
+}
+
+sub raw_fill($self)
+{
+    my $s = $self->{h2}->stream($self->{id});
+    $self->{h2}->until(sub { length $s->{body} || $self->is_over });
+    return 1 if length $s->{body};
+    $self->{end} = $s->{reset} ? 'reset' : $s->{end} ? 'eof' : 'cut';
+    return 0;
+}
+
+sub raw_take($self)
+{
+    my ($h2, $s) = ($self->{h2}, $self->{h2}->stream($self->{id}));
+    my $bytes = substr $s->{body}, 0, length $s->{body}, '';
+    for (["$self->{id}", \$self->{unread}], [ 0, \$h2->{flow}{unread} ]) {
+        my ($id, $unread) = @$_;
+        $$unread += length $bytes;
+        next if $$unread < AHEAD || $s->{reset} || ($id && $s->{end});
+        $h2->put('WINDOW_UPDATE', 0, $id, pack 'N', $$unread);
+        $$unread = 0;
+    }
+    return $bytes;
+}
+
+sub put($self, $bytes)
+{
+    return $self->raw_put($bytes) if !$self->{ssl};
+    while (length $bytes) {
+        my $n = Net::SSLeay::write($self->{ssl}, substr $bytes, 0, MAX_FRAME);
+        die "TLS in a stream: write\n" if $n <= 0;
+        substr $bytes, 0, $n, '';
+        $self->flush_tls or return 0;
+    }
+    return 1;
+}
+
+sub fill($self, $what = 'read')
+{
+    while (!$self->{end}) {
+        if ($self->{ssl}) {
+            my $got = Net::SSLeay::read($self->{ssl});
+            if (defined $got && length $got) {
+                $self->{ahead} .= $got;
+                return 1;
+            }
+            if (Net::SSLeay::get_shutdown($self->{ssl}) & 2) {
+                $self->{end} = 'eof';
+                last;
+            }
+        }
+        $self->raw_fill or last;
+        if (!$self->{ssl}) {
+            $self->{ahead} .= $self->raw_take;
+            return 1;
+        }
+        Net::SSLeay::BIO_write($self->{in}, $self->raw_take);
+    }
+    return 0;
+}
+
+sub shut($self)
+{
+    $self->{h2}->data($self->{id}, '', 1);
+}
+
+sub reset($self)
+{
+    $self->{h2}->put('RST_STREAM', 0, $self->{id}, pack 'N', 8);
+    $self->{end} //= 'closed';
+}
+
+sub close($self)
+{
+    $self->reset if !$self->is_over;
 }
 
 1;
