@@ -1,4 +1,5 @@
-# Udp.pm - connect-udp by hand: capsules on a wire, or on a stream of HTTP/2.
+# Udp.pm - connect-udp by hand: capsules on a wire, or on a stream of HTTP/2 or
+# HTTP/3, and datagrams of HTTP/3.
 #
 # A Weir::Udp is a tunnel that was asked for, granted or not.  It sends what it
 # is told to, right or wrong, and hands out the datagrams that come.
@@ -114,6 +115,47 @@ sub by_h2($class, $h2, $path, %o)
     return $self;
 }
 
+# By extended CONNECT on a Weir::H3.  %o: as for HTTP/2; capsules: no datagrams.
+sub by_h3($class, $h3, $path, %o)
+{
+    my $id = $h3->request([ ':method', 'CONNECT', ':protocol', 'connect-udp',
+        ':scheme', $o{scheme} // 'https', ':authority',
+        $o{authority} // 'localhost', ':path', $path, 'capsule-protocol',
+        '?1', ($o{fields} // [])->@* ], end => 0);
+    my $self = bless { h3 => $h3, id => $id, in => '' }, $class;
+    my $s = $h3->stream($id);
+    $h3->data($id, $o{early}) if defined $o{early};
+    $h3->until(sub { $s->{heads}->@* || $s->{reset} });
+    $self->{status} = $s->{status};
+    $self->{head} = join '', map { "$_->[0]: $_->[1]\r\n" }
+        ($s->{fields} // [])->@*;
+    if (($s->{status} // 0) != 200) {
+        $h3->until(sub { $s->{end} || $s->{reset} });
+        $self->{body} = $s->{body};
+    }
+    return $self;
+}
+
+# A packet's content, as a datagram of HTTP/3.
+sub say($self, $content, $context = 0)
+{
+    return $self->{h3}->datagram($self->{id}, varint($context) . $content);
+}
+
+# The next such datagram's payload; undef: the tunnel has ended.
+sub hear($self)
+{
+    my ($h3, $s) = ($self->{h3}, $self->{h3}->stream($self->{id}));
+    my $got = $h3->{datagrams};
+    $h3->until(sub { @$got || $s->{end} || $s->{reset} });
+    my $one = shift @$got // return undef;
+    my ($id, $payload) = @$one;
+    die "a datagram for stream $id\n" if $id != $self->{id};
+    my $context = take_varint(\$payload);
+    die "context $context\n" if $context != 0;
+    return $payload;
+}
+
 sub field($self, $name)
 {
     return $self->{head} =~ /^\Q$name\E:[ \t]*(.*?)\r?$/mi ? $1 : undef;
@@ -125,6 +167,7 @@ sub open($self) { ($self->{status} // 0) =~ /^(101|200)$/ }
 sub put($self, $bytes)
 {
     return $self->{wire}->put($bytes) if $self->{wire};
+    return $self->{h3}->data($self->{id}, $bytes) if $self->{h3};
     $self->{h2}->data($self->{id}, substr $bytes, 0, 16384, '')
         while length $bytes;
     return 1;
@@ -146,13 +189,14 @@ sub more($self)
         $wire->{ahead} = '';
         return 1;
     }
-    my ($h2, $s) = ($self->{h2}, $self->{h2}->stream($self->{id}));
+    my $h2 = $self->{h2} // $self->{h3};
+    my $s = $h2->stream($self->{id});
     return 0 if $s->{reset};
     $h2->until(sub { length $s->{body} || $s->{end} || $s->{reset} });
     my $n = length $s->{body};
     $self->{in} .= $s->{body};
     $s->{body} = '';
-    if ($n > 0) {
+    if ($n > 0 && $self->{h2}) {
         $h2->put('WINDOW_UPDATE', 0, $_, pack 'N', $n) for 0, $self->{id};
     }
     return $n > 0;
@@ -187,10 +231,18 @@ sub receive($self)
 # Our direction is over.
 sub finish($self)
 {
-    return $self->{h2}->data($self->{id}, '', 1) if $self->{h2};
+    my $session = $self->{h2} // $self->{h3};
+    return $session->data($self->{id}, '', 1) if $session;
     my $ssl = $self->{wire}{tls} && ${*{ $self->{wire}{sock} }}{_SSL_object};
     Net::SSLeay::shutdown($ssl) if $ssl;
     $self->{wire}->shut if !$ssl;
+}
+
+# The client is gone, without a word about the tunnel.
+sub vanish($self)
+{
+    return $self->{h3}->close if $self->{h3};
+    ($self->{wire} // $self->{h2}{wire})->reset;
 }
 
 # How it ended: "end", or "cut".
@@ -198,8 +250,8 @@ sub ending($self)
 {
     1 while $self->more;
     return $self->{wire}->how eq 'eof' ? 'end' : 'cut' if $self->{wire};
-    my $s = $self->{h2}->stream($self->{id});
-    return $s->{reset} ? 'cut' : 'end';
+    my $s = ($self->{h2} // $self->{h3})->stream($self->{id});
+    return $s->{reset} ? 'cut' : $s->{end} ? 'end' : 'lost';
 }
 
 1;
