@@ -49,6 +49,8 @@ enum {
     NEAR_RTT_MS = 10,      /* what to assume of a client, before it is known */
     FAR_RTT_MS = 60,       /* and of an origin */
     GRAM_MAX = 1500,       /* bytes of a datagram with its stream's number */
+    REFUSALS = 3,          /* datagrams that found nobody: the origin is gone */
+    PEEK_MAX = 256,        /* of a control stream, looked at for SETTINGS */
 };
 
 struct chunk { /* content that the library has, until it is acknowledged */
@@ -93,15 +95,21 @@ struct h3 {
     struct calm calm;
     int64_t now, tick_at, idle_from, control_id;
     bool said_goodbye, shut, kept_alive, peer_grams;
-    bool useful; /* something came of what is being read */
+    bool useful;            /* something came of what is being read */
+    uint8_t peek[PEEK_MAX]; /* client role: the control stream's beginning */
+    size_t n_peek;
+    int n_refusals; /* in a row */
+    bool peeked;
     size_t gram_max, n_credit;
     size_t n_open; /* of all */
     uint64_t n_served, trim_at;
     /* needs hub.lock */
     pthread_cond_t settled;
-    bool settings_seen, extended, ready, leaving, stop, used;
+    bool settings_seen, extended, ready, leaving, used;
     struct fail failed; /* client role: before it was ready */
     size_t peer_max;
+    /* any thread */
+    atomic_bool stop;
 };
 
 /* ---- endings ------------------------------------------------------------- */
@@ -615,7 +623,7 @@ on_settings(nghttp3_conn *ng, const nghttp3_settings *settings, void *arg)
     h->peer_grams = settings->h3_datagram;
     pthread_mutex_lock(&h->hub.lock);
     h->settings_seen = true;
-    h->extended = settings->enable_connect_protocol;
+    h->extended = h->extended || settings->enable_connect_protocol;
     pthread_cond_broadcast(&h->settled);
     pthread_mutex_unlock(&h->hub.lock);
     return 0;
@@ -968,6 +976,49 @@ quic_confirmed(void *arg)
     pthread_mutex_unlock(&h->hub.lock);
 }
 
+/* A number of RFC 9000 section 16.  False: it is not all there. */
+static bool
+number(struct span *from, uint64_t *out)
+{
+    size_t n = from->len > 0 ? (size_t)1 << ((uint8_t)from->at[0] >> 6) : 1;
+
+    if (from->len < n)
+        return false;
+    *out = (uint8_t)from->at[0] & 0x3f;
+    for (size_t i = 1; i < n; i++)
+        *out = *out << 8 | (uint8_t)from->at[i];
+    *from = (struct span){from->at + n, from->len - n};
+    return true;
+}
+
+/* The library does not tell a client that the server takes extended CONNECT
+ * (RFC 9220 section 3), so its SETTINGS, which come first (RFC 9114 section
+ * 6.2.1), are read here, too.  What is wrong in them the library will find. */
+static void
+peek(struct h3 *h, const void *at, size_t len)
+{
+    struct span left;
+    uint64_t type, frame, size, id, value;
+
+    if (len > PEEK_MAX - h->n_peek)
+        len = PEEK_MAX - h->n_peek;
+    memcpy(h->peek + h->n_peek, at, len);
+    h->n_peek += len;
+    h->peeked = h->n_peek == PEEK_MAX;
+    left = (struct span){(char *)h->peek, h->n_peek};
+    if (!number(&left, &type) || !number(&left, &frame) ||
+        !number(&left, &size) || left.len < size)
+        return;
+    h->peeked = true;
+    left.len = (size_t)size;
+    while (frame == 4 && number(&left, &id) && number(&left, &value))
+        if (id == 8 && value == 1) {
+            pthread_mutex_lock(&h->hub.lock);
+            h->extended = true;
+            pthread_mutex_unlock(&h->hub.lock);
+        }
+}
+
 static bool
 is_request(int64_t id)
 {
@@ -994,6 +1045,8 @@ quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
 
     if (!is_calm(h, id, at, len))
         return false;
+    if (h->side == SIDE_ORIGIN && id == h->control_id && !h->peeked)
+        peek(h, at, len);
     h->useful = false;
     n = nghttp3_conn_read_stream(h->ng, id, at, len, fin);
     if (n < 0)
@@ -1071,24 +1124,21 @@ static void
 quic_gram(void *arg, const void *at, size_t len)
 {
     struct h3 *h = arg;
-    const uint8_t *b = at;
-    size_t n = len > 0 ? (size_t)1 << (b[0] >> 6) : 1;
+    struct span payload = {at, len};
     struct stream *s = h->gram_to;
-    uint64_t id = len > 0 ? b[0] & 0x3f : 0;
+    uint64_t id;
 
-    if (len < n) {
+    if (!number(&payload, &id)) {
         quic_end(h->quic, 0x33, "malformed datagram"); /* H3_DATAGRAM_ERROR */
         return;
     }
-    for (size_t i = 1; i < n; i++)
-        id = id << 8 | b[i];
     id *= 4;
     if (s == NULL || (uint64_t)s->id != id)
         for (s = h->all; s != NULL && (uint64_t)s->id != id; s = s->next)
             ;
     h->gram_to = s;
     if (s != NULL) /* else it came before its stream, or too late */
-        stream_put_gram(s, b + n, len - n);
+        stream_put_gram(s, payload.at, payload.len);
 }
 
 static int
@@ -1260,10 +1310,14 @@ receive_socket(struct h3 *h, struct fail *f)
 
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
             break;
-        if (n < 0 && !quic_is_ready(h->quic)) /* nobody is there */
-            return fail_sys(f, SIDE_ORIGIN, "QUIC handshake", errno);
-        if (n <= 0) /* of a datagram before, perhaps a probe */
+        /* ICMP: nobody is there, or not any more. */
+        if (n < 0 && (!quic_is_ready(h->quic) || ++h->n_refusals >= REFUSALS)) {
+            quic_hush(h->quic);
+            return fail_sys(f, SIDE_ORIGIN, "QUIC connection", errno);
+        }
+        if (n <= 0)
             continue;
+        h->n_refusals = 0;
         why = feed(h, NULL, (struct span){h->buf, (size_t)n}, segment, f);
         if (why != WHY_NONE)
             break;
@@ -1360,17 +1414,6 @@ say_goodbye(struct h3 *h)
     }
 }
 
-static bool
-told_to_stop(struct h3 *h)
-{
-    bool stop;
-
-    pthread_mutex_lock(&h->hub.lock);
-    stop = h->stop;
-    pthread_mutex_unlock(&h->hub.lock);
-    return stop || (h->wire != NULL && wire_stopped(h->wire));
-}
-
 /* Buffers of a burst that is over. */
 static void
 give_back(struct h3 *h)
@@ -1384,18 +1427,15 @@ give_back(struct h3 *h)
 }
 
 /* Twice a second. */
-static enum why
-tick(struct h3 *h, struct fail *f)
+static void
+tick(struct h3 *h)
 {
     end_stalled(h);
     give_back(h);
     if (atomic_load(&h->user.weir->draining))
         say_goodbye(h);
-    if (told_to_stop(h)) {
-        quic_end(h->quic, NGHTTP3_H3_NO_ERROR, "session");
-        return fail_own(f, SIDE_WEIR, WHY_OVER, "session");
-    }
-    return WHY_NONE;
+    if (h->wire != NULL && wire_stopped(h->wire))
+        atomic_store(&h->stop, true);
 }
 
 /* Since when has no stream been open?  0: one is. */
@@ -1542,8 +1582,11 @@ turn(struct h3 *h, int linger_ms, struct fail *f)
     serve_calls(h);
     if (h->now >= h->tick_at) {
         h->tick_at = h->now + TICK_MS;
-        if ((why = tick(h, f)) != WHY_NONE)
-            return why;
+        tick(h);
+    }
+    if (atomic_load(&h->stop)) {
+        quic_end(h->quic, NGHTTP3_H3_NO_ERROR, "session");
+        return fail_own(f, SIDE_WEIR, WHY_OVER, "session");
     }
     if ((why = quic_expire(h->quic, f)) != WHY_NONE)
         return why;
@@ -1931,8 +1974,6 @@ h3_extended(struct h3 *h, int64_t until)
 void
 h3_stop(struct h3 *h)
 {
-    pthread_mutex_lock(&h->hub.lock);
-    h->stop = true;
-    hub_wake(&h->hub);
-    pthread_mutex_unlock(&h->hub.lock);
+    atomic_store(&h->stop, true);
+    hub_nudge(&h->hub);
 }

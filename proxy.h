@@ -1315,6 +1315,7 @@ enum why quic_write(struct quic *, struct fail *);
 int64_t quic_until_us(const struct quic *); /* when to quic_expire() */
 void quic_rest(struct quic *);              /* buffers go back */
 void quic_end(struct quic *, uint64_t code, const char *cause);
+void quic_hush(struct quic *);
 void quic_goodbye(struct quic *); /* the peer is told of quic_end(), once */
 bool quic_open(struct quic *, bool both_ways, int64_t *id); /* false: wait */
 void quic_stop(struct quic *, int64_t id, uint64_t code);   /* reading */

@@ -627,6 +627,13 @@ quic_end(struct quic *q, uint64_t code, const char *cause)
     ngtcp2_ccerr_set_application_error(&q->end, code, NULL, 0);
 }
 
+/* It is over, and there is nobody to be told. */
+void
+quic_hush(struct quic *q)
+{
+    q->silent = true;
+}
+
 /* The peer has ended it: how? */
 static enum why
 peer_ended(struct quic *q, struct fail *f)
