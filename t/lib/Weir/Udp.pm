@@ -8,11 +8,14 @@ package Weir::Udp;
 use v5.36;
 use Exporter 'import';
 use IO::Socket::IP;
+use POSIX ();
 use Socket qw(SOCK_DGRAM);
 use Weir ();
 use Weir::H2;
+use Weir::H3;
 
-our @EXPORT = qw(varint capsule datagram udp_socket udp_receive udp_path);
+our @EXPORT = qw(varint capsule datagram udp_socket udp_receive udp_path
+    forwarder);
 
 sub varint($n)
 {
@@ -243,6 +246,103 @@ sub vanish($self)
 {
     return $self->{h3}->close if $self->{h3};
     ($self->{wire} // $self->{h2}{wire})->reset;
+}
+
+# ---- a port that leads into a tunnel ------------------------------------------------
+
+# A UDP port: what is sent to it goes through the tunnel that $make->() gives,
+# to whoever sent last.  %o: say => 1: by datagrams of HTTP/3.  A process of its
+# own, so that real clients can use it.  Ends with the test, or by close().
+my %holds; # of those that run: a copy in another process keeps them alive
+
+sub forwarder($make, %o)
+{
+    my $local = udp_socket();
+    pipe my $watch, my $hold or die "pipe: $!";
+    my $pid = fork // die "fork: $!";
+    if ($pid == 0) {
+        CORE::close $_ for $hold, values %holds;
+        Weir::H3::forked();
+        eval { forward($make->(), $local, $watch, $o{say}) };
+        print STDERR "# forwarder: $@" if $@;
+        POSIX::_exit(0);
+    }
+    $holds{$pid} = $hold;
+    return bless { port => $local->sockport, pid => $pid },
+        'Weir::Udp::Forwarder';
+}
+
+sub forward($t, $local, $watch, $say)
+{
+    die "no tunnel: $t->{head}\n" if !$t->open;
+    my $wire = $t->{wire} // ($t->{h2} ? $t->{h2}{wire} : undef);
+    my $from = $wire ? $wire->{sock} : Weir::H3::handle();
+    my $peer;
+    while (1) {
+        my $set = '';
+        vec($set, fileno $_, 1) = 1 for $local, $watch, $from;
+        next if select($set, undef, undef, undef) < 0;
+        return if vec($set, fileno $watch, 1);
+        if (vec($set, fileno $local, 1)) {
+            $peer = $local->recv(my $data, 65536);
+            $say ? $t->say($data) : $t->send($data);
+        }
+        next if !vec($set, fileno $from, 1);
+        $t->look or return;
+        $local->send($_, 0, $peer) for $t->have;
+    }
+}
+
+# One step of reading; false: the tunnel has ended.
+sub look($self)
+{
+    return $self->more if $self->{wire};
+    my $s = ($self->{h2} // $self->{h3})->stream($self->{id});
+    if ($self->{h2}) {
+        $self->{h2}->get_frame or return 0;
+    } else {
+        Weir::H3::pump(0);
+        1 while Weir::H3::pump(0);
+    }
+    my $n = length $s->{body};
+    $self->{in} .= $s->{body};
+    $s->{body} = '';
+    if ($n > 0 && $self->{h2}) {
+        $self->{h2}->put('WINDOW_UPDATE', 0, $_, pack 'N', $n)
+            for 0, $self->{id};
+    }
+    return !$s->{end} && !$s->{reset};
+}
+
+# The packets that are here.
+sub have($self)
+{
+    my @all;
+    if ($self->{h3}) {
+        @all = map { substr $_->[1], 1 } $self->{h3}{datagrams}->@*;
+        $self->{h3}{datagrams}->@* = ();
+    }
+    while (1) {
+        my $copy = $self->{in};
+        my $type = take_varint(\$copy) // last;
+        my $len  = take_varint(\$copy) // last;
+        last if length $copy < $len;
+        $self->{in} = substr $copy, $len;
+        push @all, substr $copy, 1, $len - 1 if $type == 0;
+    }
+    return @all;
+}
+
+package Weir::Udp::Forwarder { # its end
+    sub port($self) { $self->{port} }
+
+    sub close($self)
+    {
+        CORE::close(delete $holds{ $self->{pid} } // return);
+        waitpid $self->{pid}, 0;
+    }
+
+    sub DESTROY($self) { local ($?, $!); $self->close }
 }
 
 # How it ended: "end", or "cut".
