@@ -144,6 +144,8 @@ static const struct setting rows[] = {
           "show a parent without a password the client's own"),
     POINTER("upstream", "h2c", MATCH, h2c, "",
             "servers without TLS that are spoken to in HTTP/2"),
+    POINTER("upstream", "http3", HTTP3, http3_hosts, "",
+            "servers tried in HTTP/3 first; auto: those that offer it"),
 
     INT("http2", streams, 256, 1, 10000,
         "streams that a client may have open on one connection"),
@@ -197,6 +199,8 @@ static const struct setting rows[] = {
             "directory of weir's CA, made at the first start"),
     WORD("intercept", "alpn", alpn, "mirror|h2|http/1.1", "mirror",
          "HTTP version offered to clients: the server's, or always this"),
+    WORD("intercept", "alt_svc", alt_svc_keep, "strip|keep", "strip",
+         "whether clients are told of other ways to intercepted servers"),
     INT("intercept", leaf_days, 45, 1, 825,
         "days that a certificate made for a host is valid"),
     INT("intercept", leaf_cache, 1024, 1, 1000000,

@@ -307,6 +307,14 @@ chose_h2(const struct conn *c)
            name.size == 2 && memcmp(name.data, "h2", 2) == 0;
 }
 
+/* When the client has to be through with its part.  It begins now: what came
+ * before was our time, or the origin's. */
+static int64_t
+handshake_until(const struct conn *c)
+{
+    return now_ms() + c->client.conf->head_s * 1000LL;
+}
+
 /* An address without port and brackets. */
 static void
 address_host(const struct sockaddr *sa, char out[ADDR_MAX])
@@ -321,7 +329,7 @@ address_host(const struct sockaddr *sa, char out[ADDR_MAX])
 
 /* TLS for one of our own names: an "https://" proxy, or our pages. */
 static enum conn_state
-handshake_own(struct conn *c, int64_t deadline)
+handshake_own(struct conn *c)
 {
     struct sockaddr_storage at = {0};
     socklen_t len = sizeof at;
@@ -333,7 +341,7 @@ handshake_own(struct conn *c, int64_t deadline)
         address_host((struct sockaddr *)&at, name);
     if (mitm_accept(c->client.weir->mitm, &c->end,
                     c->hello.sni[0] != '\0' ? c->hello.sni : name, NULL,
-                    own_alpn(c), deadline, &f) != WHY_NONE) {
+                    own_alpn(c), handshake_until(c), &f) != WHY_NONE) {
         log_refusal(c, c->hello.sni[0] != '\0' ? c->hello.sni : name, &f);
         c->cut = true;
         return goodbye(c, &f);
@@ -350,6 +358,7 @@ handshake_own(struct conn *c, int64_t deadline)
 static void
 learn_origin(struct conn *c, struct known *known)
 {
+    static const struct span none = {"", 0};
     struct fail f = {0};
 
     *known = (struct known){.alpn = ALPN_HTTP1};
@@ -357,9 +366,9 @@ learn_origin(struct conn *c, struct known *known)
      * the first word, and only a ready connection can hear that. */
     if (c->hello.alpn != 0 && upstream_known(&c->client, &c->target, known))
         return;
-    if (c->up == NULL) {
-        c->up = upstream_take(&c->client, &c->target, (struct span){"", 0},
-                              false, &f);
+    if (c->up == NULL || upstream_tries_quic(&c->client, &c->target, none)) {
+        upstream_give(&c->client, c->up);
+        c->up = upstream_take(&c->client, &c->target, none, false, &f);
     } else if (upstream_ready(&c->client, c->up, ALPN_HTTP1 | ALPN_H2, &f) !=
                WHY_NONE) {
         upstream_free(c->up);
@@ -372,7 +381,7 @@ learn_origin(struct conn *c, struct known *known)
 /* TLS for somebody else: we are the origin to the client, and the client to
  * the origin. */
 static enum conn_state
-handshake_intercept(struct conn *c, int64_t deadline)
+handshake_intercept(struct conn *c)
 {
     const char *name;
     struct known known;
@@ -386,7 +395,8 @@ handshake_intercept(struct conn *c, int64_t deadline)
     name = c->hello.sni[0] != '\0' ? c->hello.sni : c->target.host;
     learn_origin(c, &known);
     if (mitm_accept(c->client.weir->mitm, &c->end, name, &known.names,
-                    mirrored_alpn(c, known.alpn), deadline, &f) != WHY_NONE) {
+                    mirrored_alpn(c, known.alpn), handshake_until(c),
+                    &f) != WHY_NONE) {
         log_refusal(c, name, &f);
         c->cut = true;
         return goodbye(c, &f);
@@ -415,14 +425,23 @@ handshake_wanted(const struct conn *c)
            strchr(c->hello.sni, '_') == NULL;
 }
 
-/* A ClientHello is coming: read it, see for whom it is. */
+/* A ClientHello is coming: read it, see for whom it is.  As with any other
+ * head, a client that takes its time for it needs no worker meanwhile. */
 static enum conn_state
 conn_handshake(struct conn *c)
 {
-    int64_t deadline = now_ms() + c->client.conf->head_s * 1000LL;
+    const struct config *conf = c->client.conf;
     struct fail f = {0};
-    enum why why = hello_read(&c->end, deadline, &c->hello, &f);
+    enum why why;
 
+    if (c->hello_until == 0)
+        c->hello_until = now_ms() + conf->head_s * 1000LL;
+    c->end.idle_ms = conf->linger_ms;
+    why = hello_read(&c->end, c->hello_until, &c->hello, &f);
+    c->end.idle_ms = conf->idle_s * 1000;
+    if (why == WHY_IDLE)
+        return park(c, ST_HANDSHAKE, c->hello_until);
+    c->hello_until = 0;
     if (why != WHY_NONE && c->target_known && !c->client.own_name &&
         c->end.len > 0) {
         c->opaque = true; /* it only looked like TLS */
@@ -434,7 +453,7 @@ conn_handshake(struct conn *c)
         (!c->target_known &&
          (c->hello.sni[0] == '\0' || strcmp(c->hello.sni, WEIR_HOST) == 0 ||
           name_is_local(c->client.conf, c->hello.sni))))
-        return handshake_own(c, deadline);
+        return handshake_own(c);
     if (!c->target_known && c->client.conf->n_users > 0) {
         fail_own(&f, SIDE_CLIENT, WHY_LOGIN, "TLS cannot say who it is");
         return goodbye(c, &f);
@@ -445,7 +464,7 @@ conn_handshake(struct conn *c)
         c->target_known = true;
     }
     if (handshake_wanted(c))
-        return handshake_intercept(c, deadline);
+        return handshake_intercept(c);
     c->opaque = true;
     return ST_TUNNEL;
 }
@@ -1251,7 +1270,7 @@ answer_now(struct conn *c, const char *text)
         return;
     n = recv(c->end.fd, unread, sizeof unread, MSG_DONTWAIT);
     if (c->h2 != NULL || c->end.tls != NULL || c->socks.version != 0 ||
-        (n > 0 && unread[0] == 0x16))
+        c->hello_until != 0 || (n > 0 && unread[0] == 0x16))
         return;
     if (n > 0 && (unread[0] == 4 || unread[0] == 5)) {
         /* The hello's answer and the request's, before it was made. */
@@ -1302,6 +1321,8 @@ conn_timeout(struct conn *c)
                       "Content-Type: text/plain\r\nContent-Length: 50\r\n"
                       "Connection: close\r\n\r\n"
                       "weir: the request's head took longer than it may.\n");
+    } else if (c->hello_until != 0) {
+        fail_own(&c->fail, SIDE_CLIENT, WHY_LATE, "read ClientHello");
     } else {
         fail_own(&c->fail, SIDE_CLIENT, WHY_IDLE, "wait for a request");
     }

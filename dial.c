@@ -1,5 +1,5 @@
 /*
- * dial.c - host and port to a connected TCP socket.
+ * dial.c - host and port to a connected socket.
  *
  * Overrides of [resolve] first, then dns.c; the addresses of both families
  * are raced with a head start of 250 ms for each (RFC 8305, "Happy Eyeballs").
@@ -25,9 +25,9 @@
 #include "proxy.h"
 
 enum {
-    RACE_MAX = 8,     /* addresses tried for one name */
     HEAD_START = 250, /* ms, RFC 8305 section 5 */
     LOOK_MS = 1000,   /* how often a dial looks whether weir is stopping */
+    WATCH_MS = 50,    /* and asks its watch, if it has one */
 };
 
 /* "127.0.0.1:80", "[::1]:80". */
@@ -159,11 +159,11 @@ dial_override(const struct config *conf, const char **host, uint16_t *port)
 static void
 interleave(struct address *a, size_t n)
 {
-    struct address out[RACE_MAX];
+    struct address out[DIAL_MAX];
     size_t first = 0, second = 0, used = 0;
     sa_family_t family = n > 0 ? a[0].at.ss_family : AF_UNSPEC;
 
-    assert(n <= RACE_MAX);
+    assert(n <= DIAL_MAX);
     while (used < n) {
         while (first < n && a[first].at.ss_family != family)
             first++;
@@ -178,8 +178,8 @@ interleave(struct address *a, size_t n)
 }
 
 struct race {
-    struct pollfd runs[RACE_MAX];
-    size_t which[RACE_MAX]; /* index of the address of runs[i] */
+    struct pollfd runs[DIAL_MAX];
+    size_t which[DIAL_MAX]; /* index of the address of runs[i] */
     size_t n;
     int error; /* errno of the last that fell */
 };
@@ -235,11 +235,20 @@ race_look(struct race *r, size_t *index)
     return -1;
 }
 
+/* Shall a race end before anybody has won? */
+static bool
+race_is_over(const struct client *c, const struct watch *watch)
+{
+    return atomic_load(&c->weir->stopping) ||
+           (watch != NULL && watch->over(watch->arg));
+}
+
 /* Connect to whichever address answers first. */
 static enum why
-race_run(const struct client *c, const struct address *a, size_t n, int *won,
-         size_t *index, struct fail *f)
+race_run(const struct client *c, const struct address *a, size_t n,
+         const struct watch *watch, int *won, size_t *index, struct fail *f)
 {
+    int look_ms = watch != NULL ? WATCH_MS : LOOK_MS;
     struct race r = {.n = 0};
     int64_t until = now_ms() + c->conf->connect_s * 1000LL;
     int64_t start_at = 0; /* when the next may start */
@@ -261,14 +270,14 @@ race_run(const struct client *c, const struct address *a, size_t n, int *won,
             why = fail_sys(f, SIDE_ORIGIN, "connect", r.error);
         else if (now >= until)
             why = fail_own(f, SIDE_ORIGIN, WHY_CONNECT_LATE, "connect");
-        else if (atomic_load(&c->weir->stopping))
+        else if (race_is_over(c, watch))
             why = fail_own(f, SIDE_WEIR, WHY_OVER, "connect");
         if (why != WHY_NONE)
             break;
         if (next < n && start_at < wake)
             wake = start_at;
-        if (wake > now + LOOK_MS)
-            wake = now + LOOK_MS;
+        if (wake > now + look_ms)
+            wake = now + look_ms;
         if (poll(r.runs, r.n, (int)(wake - now)) > 0) {
             size_t running = r.n;
 
@@ -298,11 +307,22 @@ addresses_judge(const struct client *c, const char *host, uint16_t port,
     return kept > 0 ? WHY_NONE : access_denied(c, host, port, rule, f);
 }
 
-/* The addresses of host:port that may be reached, in the order to be tried. */
-static enum why
-find(const struct client *c, const char *host, uint16_t port, enum access what,
-     struct address a[RACE_MAX], size_t *n, struct clock_marks *took,
-     struct fail *f)
+/*
+ * dial_addresses - where host:port is, as far as it may be reached.
+ *
+ * host  name or address in text, no brackets
+ * what  how its addresses are judged; ACCESS_GRANTED: they are not
+ * a, n  in the order to be tried; n >= 1 on WHY_NONE
+ * took  dns_us is set
+ *
+ * Returns WHY_NONE; WHY_DNS, WHY_DNS_LATE; WHY_LOOP: an address is our own
+ * listener; WHY_POLICY: none of them may be reached.
+ * Thread: any.  Blocks: dns_s.
+ */
+enum why
+dial_addresses(const struct client *c, const char *host, uint16_t port,
+               enum access what, struct address a[DIAL_MAX], size_t *n,
+               struct clock_marks *took, struct fail *f)
 {
     const char *name = host;
     uint16_t name_port = port;
@@ -310,7 +330,7 @@ find(const struct client *c, const char *host, uint16_t port, enum access what,
     enum why why;
 
     dial_override(c->conf, &host, &port);
-    why = dns_lookup(host, port, c->conf->dns_s * 1000, a, RACE_MAX, n, f);
+    why = dns_lookup(host, port, c->conf->dns_s * 1000, a, DIAL_MAX, n, f);
     took->dns_us = now_us() - from;
     if (why != WHY_NONE)
         return why;
@@ -326,33 +346,34 @@ find(const struct client *c, const char *host, uint16_t port, enum access what,
 }
 
 /*
- * dial - a connected, blocking socket to host:port.
+ * dial_watched - a connected, blocking socket to host:port.
  *
- * host  name or address in text, no brackets
- * what  how its addresses are judged; ACCESS_GRANTED: they are not
- * fd    the caller's on WHY_NONE
- * addr  the address that answered, in text
- * took  dns_us and connect_us are set
+ * host   name or address in text, no brackets
+ * what   how its addresses are judged; ACCESS_GRANTED: they are not
+ * watch  asked about twenty times a second; NULL: nobody
+ * fd     the caller's on WHY_NONE
+ * addr   the address that answered, in text
+ * took   dns_us and connect_us are set
  *
- * Returns WHY_NONE; WHY_DNS, WHY_DNS_LATE; WHY_REFUSED, WHY_UNREACHABLE,
- * WHY_CONNECT_LATE, WHY_SYS; WHY_LOOP: the address is our own listener;
- * WHY_POLICY: no address of it may be reached.
+ * Returns WHY_NONE; what dial_addresses() does; WHY_REFUSED, WHY_UNREACHABLE,
+ * WHY_CONNECT_LATE, WHY_SYS; WHY_OVER: the watch said so.
  * Thread: any.  Blocks: dns_s + connect_s.
  */
 enum why
-dial(const struct client *c, const char *host, uint16_t port, enum access what,
-     int *fd, char addr[ADDR_MAX], struct clock_marks *took, struct fail *f)
+dial_watched(const struct client *c, const char *host, uint16_t port,
+             enum access what, const struct watch *watch, int *fd,
+             char addr[ADDR_MAX], struct clock_marks *took, struct fail *f)
 {
-    struct address a[RACE_MAX];
+    struct address a[DIAL_MAX];
     size_t n, index = 0;
     int64_t resolved;
-    enum why why = find(c, host, port, what, a, &n, took, f);
+    enum why why = dial_addresses(c, host, port, what, a, &n, took, f);
 
     if (why != WHY_NONE)
         return why;
     resolved = now_us();
     address_text((struct sockaddr *)&a[0].at, addr);
-    why = race_run(c, a, n, fd, &index, f);
+    why = race_run(c, a, n, watch, fd, &index, f);
     took->connect_us = now_us() - resolved;
     if (why != WHY_NONE)
         return why;
@@ -365,7 +386,16 @@ dial(const struct client *c, const char *host, uint16_t port, enum access what,
     return why;
 }
 
-/* RFC 9298 section 3.1: packets are never fragmented on their way. */
+/* The same, and nobody watches. */
+enum why
+dial(const struct client *c, const char *host, uint16_t port, enum access what,
+     int *fd, char addr[ADDR_MAX], struct clock_marks *took, struct fail *f)
+{
+    return dial_watched(c, host, port, what, NULL, fd, addr, took, f);
+}
+
+/* RFC 9298 section 3.1, RFC 9000 section 14: packets are never fragmented on
+ * their way. */
 static void
 forbid_fragments(int fd, int family)
 {
@@ -378,10 +408,39 @@ forbid_fragments(int fd, int family)
 }
 
 /*
+ * dial_udp_at - a UDP socket, connected to an address, that does not block.
+ *
+ * fd    the caller's on WHY_NONE
+ * addr  the address in text
+ *
+ * Nothing is sent, so that nobody knows whether the target is there.  Returns
+ * WHY_NONE, WHY_UNREACHABLE, WHY_SYS.
+ */
+enum why
+dial_udp_at(const struct address *a, int *fd, char addr[ADDR_MAX],
+            struct fail *f)
+{
+    int family = a->at.ss_family;
+
+    address_text((const struct sockaddr *)&a->at, addr);
+    *fd = socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (*fd >= 0 &&
+        connect(*fd, (const struct sockaddr *)&a->at, a->len) == 0) {
+        forbid_fragments(*fd, family);
+        return WHY_NONE;
+    }
+    fail_sys(f, SIDE_ORIGIN, "connect", errno);
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+    return f->why;
+}
+
+/*
  * dial_udp - a UDP socket, connected to host:port, that does not block.
  *
- * Arguments and answers are those of dial().  Nothing is sent, so that nobody
- * knows whether the target is there: the first address with a route is taken.
+ * Arguments and answers are those of dial().  The first address with a route is
+ * taken.
  * Thread: any.  Blocks: dns_s.
  */
 enum why
@@ -389,27 +448,16 @@ dial_udp(const struct client *c, const char *host, uint16_t port,
          enum access what, int *fd, char addr[ADDR_MAX],
          struct clock_marks *took, struct fail *f)
 {
-    struct address a[RACE_MAX];
+    struct address a[DIAL_MAX];
     size_t n;
-    int error = 0;
-    enum why why = find(c, host, port, what, a, &n, took, f);
+    enum why why = dial_addresses(c, host, port, what, a, &n, took, f);
 
     if (why != WHY_NONE)
         return why;
     for (size_t i = 0; i < n; i++) {
-        int family = a[i].at.ss_family;
-
-        *fd = socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-        address_text((struct sockaddr *)&a[i].at, addr);
-        if (*fd >= 0 &&
-            connect(*fd, (struct sockaddr *)&a[i].at, a[i].len) == 0) {
-            forbid_fragments(*fd, family);
-            return WHY_NONE;
-        }
-        error = errno;
-        if (*fd >= 0)
-            close(*fd);
-        *fd = -1;
+        *f = (struct fail){0}; /* of the address before this one */
+        if ((why = dial_udp_at(&a[i], fd, addr, f)) == WHY_NONE)
+            break;
     }
-    return fail_sys(f, SIDE_ORIGIN, "connect", error);
+    return why;
 }

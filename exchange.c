@@ -29,6 +29,7 @@ enum {
     SPLICE_FROM = 131072,  /* content left that is worth a pipe */
     SPLICE_BYTES = 262144, /* what the pipe shall hold */
     DISCARD_MS = 2000,     /* how long unwanted content is read */
+    LOOK_MS = 100,         /* the same, until the origin refuses content */
     TICK_MS = 1000,        /* how often a wait for the twin looks around */
 };
 
@@ -233,19 +234,29 @@ upload_client_failed(struct upload *u)
  * Wait for the twin, with our answer complete or given up.  An upload that
  * still moves may go on: the origin said it keeps the connection.  One that is
  * only being discarded, or that waits for a 100 (Continue) which will never
- * come, ends here.
+ * come, ends here; as does one that the origin refuses after its answer, while
+ * the client is silent and so would not learn it.
  */
 static void
 upload_join(struct upload *u, bool hopeless)
 {
     struct exchange *x = u->x;
     int64_t until = now_ms() + DISCARD_MS;
+    bool told = u->unheard;
 
     if (u->started) {
         gate_open(u, u->to);
         if (u->unheard)
             (void)x->down->ops->unwanted(x->down);
-        while (!twin_wait(x->worker, hopeless ? DISCARD_MS : TICK_MS)) {
+        while (!twin_wait(x->worker, hopeless ? DISCARD_MS
+                                     : told   ? TICK_MS
+                                              : LOOK_MS)) {
+            if (!told && x->up != NULL && x->up->http->ops->gone(x->up->http)) {
+                told = x->down->last = true;
+                if (!x->down->ops->unwanted(x->down))
+                    atomic_store(&u->discard, true);
+                until = now_ms() + DISCARD_MS;
+            }
             if (!hopeless && !atomic_load(&x->client->weir->stopping) &&
                 !(atomic_load(&u->discard) && now_ms() >= until))
                 continue;
@@ -330,20 +341,35 @@ binds_connection(const struct head *h, const char *name)
     return false;
 }
 
+/* Would another way to this origin lead around us?  A client follows what an
+ * origin said by TLS alone (RFC 7838 section 2.1). */
+static bool
+hides_alternatives(const struct exchange *x)
+{
+    return !x->client->conf->alt_svc_keep &&
+           (x->client->inside != NULL || x->origin.tls);
+}
+
 /* The way that came with x if it serves, else another. */
 static enum why
 take_way(struct exchange *x, bool fresh)
 {
     /* New settings may lead somewhere else by the same name. */
-    if (x->up != NULL && x->up->serial != x->client->conf->serial)
-        fresh = true;
+    bool stale =
+        fresh || (x->up != NULL && x->up->serial != x->client->conf->serial);
+
     if (x->up != NULL &&
-        (fresh || !upstream_fits(x->client, x->up, &x->origin) ||
+        (stale || !upstream_fits(x->client, x->up, &x->origin) ||
          !upstream_alive(x->up) || !upstream_serves(x->up, x->req->upgrade))) {
-        if (fresh || upstream_fits(x->client, x->up, &x->origin))
+        if (stale || upstream_fits(x->client, x->up, &x->origin))
             upstream_free(x->up);
         else
             upstream_give(x->client, x->up);
+        x->up = NULL;
+    }
+    if (x->up != NULL && x->up->http == NULL &&
+        upstream_tries_quic(x->client, &x->origin, x->req->upgrade)) {
+        upstream_give(x->client, x->up);
         x->up = NULL;
     }
     if (x->up == NULL) {
@@ -366,11 +392,24 @@ take_way(struct exchange *x, bool fresh)
     if (x->reused)
         x->hop.connect_us = x->hop.answer_us = -1;
     if (x->up->absolute) /* each request of the connection shows them */
-        x->up->h1.credentials = parent_credentials(x->client, x->up->parent);
+        x->up->http->credentials = parent_credentials(x->client, x->up->parent);
     x->took = x->reused ? (struct clock_marks){-1, -1, -1} : x->up->took;
     if (binds_connection(x->req, "Authorization"))
         x->up->bound = true;
     return WHY_NONE;
+}
+
+/* RFC 7838 section 5: an origin that was found by its Alt-Svc is told so.  What
+ * the client says of its own way holds only where it was told of others. */
+static bool
+say_alternative(struct exchange *x)
+{
+    const char *alt = x->up->alt_used;
+
+    if (alt[0] != '\0' || x->alt_used || hides_alternatives(x))
+        head_remove(x->req, "Alt-Used");
+    x->alt_used = alt[0] != '\0';
+    return !x->alt_used || head_add(x->req, span_of("Alt-Used"), span_of(alt));
 }
 
 /* The head, and with it the content if all of it is at hand; *in_hand keeps
@@ -379,8 +418,11 @@ static enum why
 send_request(struct exchange *x, struct upload *u, struct span *in_hand)
 {
     struct http *up = x->up->http, *down = x->down;
-    enum why why = up->ops->write_head(up, x->req, &x->fail);
+    enum why why;
 
+    if (!say_alternative(x))
+        return fail_own(&x->fail, SIDE_WEIR, WHY_BUSY, "out of memory");
+    why = up->ops->write_head(up, x->req, &x->fail);
     if (why == WHY_NONE && in_hand->len == 0 && !u->started &&
         !down->ops->complete(down) && down->ops->pending(down)) {
         why = down->ops->read_body(down, in_hand, &x->fail);
@@ -429,6 +471,10 @@ read_answer(struct exchange *x, struct upload *u)
     up->idle_ms = 0;
     if (why == WHY_EOF)
         fail_own(&x->fail, SIDE_ORIGIN, WHY_EOF, "read answer");
+    if (why == WHY_NONE)
+        upstream_learn(x->client, x->up, x->res);
+    if (why == WHY_NONE && hides_alternatives(x))
+        head_remove(x->res, "Alt-Svc");
     return why;
 }
 

@@ -409,11 +409,11 @@ pack_cookie(struct packing *k, struct field from)
     }
 }
 
-/* Memory for a head, its pseudo-fields included. */
+/* Memory for a head, its pseudo-fields included, and `more` bytes. */
 static bool
-pack_begin(struct packing *k, const struct head *head)
+pack_begin(struct packing *k, const struct head *head, size_t more)
 {
-    size_t n = head->n_fields + 8, len = 64;
+    size_t n = head->n_fields + 8, len = 64 + more;
 
     len += head->method.len + head->scheme.len + head->authority.len +
            head->path.len + head->upgrade.len;
@@ -484,17 +484,18 @@ is_left_out(const struct head *head, const struct field *field)
  *
  * head       a request, or an answer (status), whatever version it came in
  * head_only  it answers a HEAD: a length says what a GET would have brought
+ * credentials  Proxy-Authorization to add; empty: none
  *
  * Returns the caller's, one allocation; NULL: out of memory.
  */
 struct packed *
-pack_head(const struct head *head, bool head_only)
+pack_head(const struct head *head, bool head_only, struct span credentials)
 {
     const struct field *length = head_find(head, "content-length", NULL);
     struct packing k;
     char text[24];
 
-    if (!pack_begin(&k, head))
+    if (!pack_begin(&k, head, credentials.len))
         return NULL;
     pack_pseudo(&k, head);
     for (size_t i = 0; i < head->n_fields; i++) {
@@ -517,6 +518,10 @@ pack_head(const struct head *head, bool head_only)
     }
     if (head->status == 0 && head->te_trailers)
         pack_add(&k, "te", span_of("trailers"));
+    if (credentials.len > 0) {
+        pack_add(&k, "proxy-authorization", credentials);
+        k.p->at[k.p->n - 1].secret = true;
+    }
     return k.p;
 }
 
@@ -526,7 +531,7 @@ pack_tail(const struct head *tail)
 {
     struct packing k;
 
-    if (!pack_begin(&k, tail))
+    if (!pack_begin(&k, tail, 0))
         return NULL;
     for (size_t i = 0; i < tail->n_fields; i++)
         if (field_ok_in_trailer(tail->fields[i].name))

@@ -674,6 +674,8 @@ struct wants { /* what a user wants, at this moment */
     struct packed *heads;
     bool content, end, tail, aborted, done, unwanted;
     enum why why;
+    void (*serve)(void *, struct fibers *);
+    void *serve_arg;
 };
 
 static struct wants
@@ -684,8 +686,10 @@ wants_of(struct stream *s)
     pthread_mutex_lock(&s->hub->lock);
     w = (struct wants){s->out_heads,        s->out.len > 0, s->out_end,
                        s->out_tail != NULL, s->aborted,     s->done,
-                       s->unwanted,         s->abort_why};
+                       s->unwanted,         s->abort_why,   s->serve,
+                       s->serve_arg};
     s->out_heads = NULL;
+    s->serve = NULL;
     pthread_mutex_unlock(&s->hub->lock);
     return w;
 }
@@ -776,12 +780,15 @@ serve_call(struct h2 *h, struct stream *s)
     }
     if (!s->closed && (w.aborted || w.done || w.unwanted)) {
         bool said = w.end && s->answered;
+        bool over = s->connect && w.end && s->remote_end && !w.aborted;
 
-        if (h->side == SIDE_ORIGIN && !w.unwanted)
-            reset(h, s, NGHTTP2_CANCEL);
+        if (h->side == SIDE_ORIGIN && !w.unwanted && !over)
+            reset(h, s, NGHTTP2_CANCEL); /* over: it closes by itself */
         else if (h->side == SIDE_CLIENT && !said && (w.aborted || w.done))
             reset(h, s, abort_code(h, s, w.aborted ? w.why : WHY_CUT));
     }
+    if (w.serve != NULL)
+        w.serve(w.serve_arg, &h->fibers);
     if (s->closed && w.done)
         let_go(h, s);
 }

@@ -50,7 +50,8 @@ enum {
     FAR_RTT_MS = 60,       /* and of an origin */
     GRAM_MAX = 1500,       /* bytes of a datagram with its stream's number */
     REFUSALS = 3,          /* datagrams that found nobody: the origin is gone */
-    PEEK_MAX = 256,        /* of a control stream, looked at for SETTINGS */
+    SETTINGS_MAX = 256,    /* bytes of an origin's first frame */
+    SETTING_CONNECT = 8,   /* RFC 9220 section 3 */
 };
 
 struct chunk { /* content that the library has, until it is acknowledged */
@@ -91,15 +92,16 @@ struct h3 {
     struct store in, grams;
     char *buf; /* client role: READ_MAX bytes of datagrams */
     char gram[GRAM_MAX];
-    struct stream *gram_to; /* who got the last one */
+    struct stream *gram_to;      /* who got the last one */
+    char settings[SETTINGS_MAX]; /* client role: how the peer's control stream
+                                    begins */
+    size_t n_settings;
+    bool takes_connect; /* what they say */
     struct calm calm;
     int64_t now, tick_at, idle_from, control_id;
     bool said_goodbye, shut, kept_alive, peer_grams;
-    bool useful;            /* something came of what is being read */
-    uint8_t peek[PEEK_MAX]; /* client role: the control stream's beginning */
-    size_t n_peek;
+    bool useful;    /* something came of what is being read */
     int n_refusals; /* in a row */
-    bool peeked;
     size_t gram_max, n_credit;
     size_t n_open; /* of all */
     uint64_t n_served, trim_at;
@@ -623,7 +625,7 @@ on_settings(nghttp3_conn *ng, const nghttp3_settings *settings, void *arg)
     h->peer_grams = settings->h3_datagram;
     pthread_mutex_lock(&h->hub.lock);
     h->settings_seen = true;
-    h->extended = h->extended || settings->enable_connect_protocol;
+    h->extended = settings->enable_connect_protocol || h->takes_connect;
     pthread_cond_broadcast(&h->settled);
     pthread_mutex_unlock(&h->hub.lock);
     return 0;
@@ -976,53 +978,20 @@ quic_confirmed(void *arg)
     pthread_mutex_unlock(&h->hub.lock);
 }
 
-/* A number of RFC 9000 section 16.  False: it is not all there. */
-static bool
-number(struct span *from, uint64_t *out)
-{
-    size_t n = from->len > 0 ? (size_t)1 << ((uint8_t)from->at[0] >> 6) : 1;
-
-    if (from->len < n)
-        return false;
-    *out = (uint8_t)from->at[0] & 0x3f;
-    for (size_t i = 1; i < n; i++)
-        *out = *out << 8 | (uint8_t)from->at[i];
-    *from = (struct span){from->at + n, from->len - n};
-    return true;
-}
-
-/* The library does not tell a client that the server takes extended CONNECT
- * (RFC 9220 section 3), so its SETTINGS, which come first (RFC 9114 section
- * 6.2.1), are read here, too.  What is wrong in them the library will find. */
-static void
-peek(struct h3 *h, const void *at, size_t len)
-{
-    struct span left;
-    uint64_t type, frame, size, id, value;
-
-    if (len > PEEK_MAX - h->n_peek)
-        len = PEEK_MAX - h->n_peek;
-    memcpy(h->peek + h->n_peek, at, len);
-    h->n_peek += len;
-    h->peeked = h->n_peek == PEEK_MAX;
-    left = (struct span){(char *)h->peek, h->n_peek};
-    if (!number(&left, &type) || !number(&left, &frame) ||
-        !number(&left, &size) || left.len < size)
-        return;
-    h->peeked = true;
-    left.len = (size_t)size;
-    while (frame == 4 && number(&left, &id) && number(&left, &value))
-        if (id == 8 && value == 1) {
-            pthread_mutex_lock(&h->hub.lock);
-            h->extended = true;
-            pthread_mutex_unlock(&h->hub.lock);
-        }
-}
-
 static bool
 is_request(int64_t id)
 {
     return (id & 3) == 0; /* RFC 9000 section 2.1: a client's, both ways */
+}
+
+static struct lane *
+lane_find(struct h3 *h, int64_t id)
+{
+    struct lane *l = h->lanes;
+
+    while (l != NULL && l->id != id)
+        l = l->next;
+    return l;
 }
 
 /* Frames that ask for nothing (RFC 9114 section 10.5). */
@@ -1037,6 +1006,60 @@ is_calm(struct h3 *h, int64_t id, const uint8_t *at, size_t len)
                                         "too much on the control stream") == 0;
 }
 
+/* Is this setting in the frame that the control stream begins with (RFC 9114
+ * section 6.2.1)?  False as long as the frame is not whole. */
+static bool
+settings_have(const char *at, size_t len, uint64_t wanted)
+{
+    uint64_t head[3], pair[2]; /* stream type, frame type, length */
+    size_t n;
+
+    for (int i = 0; i < 3; i++, at += n, len -= n)
+        if ((n = varint_parse(at, len, &head[i])) == 0)
+            return false;
+    if (head[1] != 4 || head[2] > len)
+        return false;
+    len = (size_t)head[2];
+    while (len > 0) {
+        for (int i = 0; i < 2; i++, at += n, len -= n)
+            if ((n = varint_parse(at, len, &pair[i])) == 0)
+                return false;
+        if (pair[0] == wanted)
+            return pair[1] == 1;
+    }
+    return false;
+}
+
+/* The library keeps to itself that an origin takes extended CONNECT: only a
+ * server has to be told, it holds.  So look at the bytes. */
+static void
+peek_settings(struct h3 *h, int64_t id, const void *at, size_t len)
+{
+    size_t room = SETTINGS_MAX - h->n_settings;
+
+    if (h->side != SIDE_ORIGIN || id != h->control_id || room == 0)
+        return;
+    memcpy(h->settings + h->n_settings, at, len < room ? len : room);
+    h->n_settings += len < room ? len : room;
+    h->takes_connect =
+        settings_have(h->settings, h->n_settings, SETTING_CONNECT);
+}
+
+/* A message that is not as long as it said: the library would end the whole
+ * connection, RFC 9114 section 4.1.2 the stream alone. */
+static bool
+end_malformed(struct h3 *h, int64_t id, size_t len)
+{
+    struct lane *l = lane_find(h, id);
+
+    if (l != NULL && l->s != NULL)
+        stream_break(l->s, WHY_PROTO, "content is not as long as announced",
+                     NGHTTP3_H3_MESSAGE_ERROR, code_text);
+    reset(h, id, NGHTTP3_H3_MESSAGE_ERROR);
+    quic_credit(h->quic, id, len);
+    return spend(h, CALM_RESETS, 1, "too many stream errors") == 0;
+}
+
 static bool
 quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
 {
@@ -1045,10 +1068,11 @@ quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
 
     if (!is_calm(h, id, at, len))
         return false;
-    if (h->side == SIDE_ORIGIN && id == h->control_id && !h->peeked)
-        peek(h, at, len);
+    peek_settings(h, id, at, len);
     h->useful = false;
     n = nghttp3_conn_read_stream(h->ng, id, at, len, fin);
+    if (n == NGHTTP3_ERR_MALFORMED_HTTP_MESSAGING && is_request(id))
+        return end_malformed(h, id, len);
     if (n < 0)
         return judge_library(h, (int)n);
     if (n > 0)
@@ -1066,16 +1090,6 @@ quic_acked(void *arg, int64_t id, size_t len)
     if (h->resume != NULL)
         (void)nghttp3_conn_resume_stream(h->ng, h->resume->id);
     h->resume = NULL;
-}
-
-static struct lane *
-lane_find(struct h3 *h, int64_t id)
-{
-    struct lane *l = h->lanes;
-
-    while (l != NULL && l->id != id)
-        l = l->next;
-    return l;
 }
 
 /* The peer has cut off what it sends on a stream: whoever reads has to know. */
@@ -1124,11 +1138,12 @@ static void
 quic_gram(void *arg, const void *at, size_t len)
 {
     struct h3 *h = arg;
-    struct span payload = {at, len};
     struct stream *s = h->gram_to;
-    uint64_t id;
+    uint64_t id = 0;
 
-    if (!number(&payload, &id)) {
+    size_t n = varint_parse(at, len, &id);
+
+    if (n == 0) {
         quic_end(h->quic, 0x33, "malformed datagram"); /* H3_DATAGRAM_ERROR */
         return;
     }
@@ -1138,7 +1153,7 @@ quic_gram(void *arg, const void *at, size_t len)
             ;
     h->gram_to = s;
     if (s != NULL) /* else it came before its stream, or too late */
-        stream_put_gram(s, payload.at, payload.len);
+        stream_put_gram(s, (const char *)at + n, len - n);
 }
 
 static int

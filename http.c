@@ -312,6 +312,19 @@ head_find(const struct head *head, const char *name, const struct field *after)
     return NULL;
 }
 
+/* Take out all fields of that name (no case).  Those behind move. */
+void
+head_remove(struct head *head, const char *name)
+{
+    struct span without = span_of(name);
+    size_t n = 0;
+
+    for (size_t i = 0; i < head->n_fields; i++)
+        if (!same_case_or_not(head->fields[i].name, without))
+            head->fields[n++] = head->fields[i];
+    head->n_fields = n;
+}
+
 /*
  * head_joined - all fields of that name as one comma list (RFC 9110 section
  * 5.3), copied only if there are several.

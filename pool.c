@@ -17,12 +17,14 @@
  */
 #include <assert.h>
 #include <errno.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -35,15 +37,14 @@ enum {
 };
 
 struct twin {
+    /* the worker's alone */
     pthread_t thread;
-    bool started; /* the worker's alone */
-    pthread_mutex_t lock;
-    /* under lock; each condition has one waiter at most */
-    pthread_cond_t told;  /* to the twin: run, or leave */
-    pthread_cond_t ended; /* to the worker: run has returned */
-    void (*run)(void *);  /* NULL: at rest */
+    bool started, busy;
+    /* the worker's, until it rings `told`; the twin's, until it rings `ended`
+     */
+    void (*run)(void *); /* NULL: leave */
     void *arg;
-    bool leave;
+    struct bell told, ended;
 };
 
 struct worker {
@@ -52,10 +53,11 @@ struct worker {
     pthread_t thread;
     size_t no;
     struct twin twin;
-    /* under pool->lock */
-    pthread_cond_t told;   /* to the worker: a job, or leave */
-    void *job;             /* handed to it, not yet taken */
-    struct worker *colder; /* idle for longer; NULL: the last, or busy */
+    struct worker *colder; /* idle for longer; NULL: the last, or busy.  Needs
+                              pool->lock */
+    /* whoever takes it from the idle ones has it, until he rings `told` */
+    void *job; /* NULL: leave */
+    struct bell told;
 };
 
 struct job {
@@ -103,6 +105,55 @@ cond_until(pthread_cond_t *cond, pthread_mutex_t *lock, int64_t until)
 }
 
 /*
+ * bell_wait - sleep until the bell has been rung, at most until a point in
+ * time.
+ *
+ * until  ms of now_ms(); 0: without a limit
+ *
+ * Returns false once the time is over.  One ring wakes once, whether it came
+ * before or after; what was written before bell_ring() can be read then.
+ * Thread: one waits at a time.
+ * Source: futex(2).  A condition variable wakes its waiter to take the mutex,
+ * which glibc then believes to be contended: two more system calls a wake-up,
+ * and a tunnel has three.
+ */
+bool
+bell_wait(struct bell *b, int64_t until)
+{
+    const struct timespec at = {until / 1000, until % 1000 * 1000000};
+
+    for (;;) {
+        int state = BELL_RUNG;
+        long rc;
+
+        if (atomic_compare_exchange_strong(&b->state, &state, BELL_SILENT))
+            return true;
+        if (state == BELL_SILENT &&
+            !atomic_compare_exchange_strong(&b->state, &state, BELL_AWAITED))
+            continue; /* rung just now */
+        rc = syscall(SYS_futex, &b->state, FUTEX_WAIT_BITSET_PRIVATE,
+                     BELL_AWAITED, until != 0 ? &at : NULL, NULL,
+                     FUTEX_BITSET_MATCH_ANY);
+        assert(rc == 0 || errno == EAGAIN || errno == EINTR ||
+               errno == ETIMEDOUT);
+        state = BELL_AWAITED;
+        if (rc != 0 && errno == ETIMEDOUT &&
+            atomic_compare_exchange_strong(&b->state, &state, BELL_SILENT))
+            return false;
+    }
+}
+
+/* Wake who waits, or will; once, however often it is rung before he does.  He
+ * may have gone, with the bell, before the system call is through with its
+ * address: it is not read there.  Any thread. */
+void
+bell_ring(struct bell *b)
+{
+    if (atomic_exchange(&b->state, BELL_RUNG) == BELL_AWAITED)
+        syscall(SYS_futex, &b->state, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+/*
  * stack_rest - give back the pages of this thread's stack below the caller.
  *
  * A TLS handshake reaches deep; without this its pages stay resident for as
@@ -128,20 +179,14 @@ stack_rest(void)
     pthread_attr_destroy(&attr);
 }
 
-/* Wait for `told`, and rest the stack once it takes long.  The caller holds
- * lock and loops; *rested is false at first. */
+/* Wait to be told something, and rest the stack once it takes long. */
 static void
-wait_told(pthread_cond_t *told, pthread_mutex_t *lock, int64_t since,
-          bool *rested)
+wait_told(struct bell *told)
 {
-    if (*rested) {
-        cond_until(told, lock, 0);
-    } else if (!cond_until(told, lock, since + REST_MS)) {
-        pthread_mutex_unlock(lock);
-        stack_rest();
-        pthread_mutex_lock(lock);
-        *rested = true;
-    }
+    if (bell_wait(told, now_ms() + REST_MS))
+        return;
+    stack_rest();
+    bell_wait(told, 0);
 }
 
 static void
@@ -155,21 +200,6 @@ thread_name(const struct worker *w, const char *suffix)
 
 /* ---- the twin ------------------------------------------------------------ */
 
-/* False: it shall leave. */
-static bool
-twin_next(struct twin *t)
-{
-    int64_t since = now_ms();
-    bool rested = false, told;
-
-    pthread_mutex_lock(&t->lock);
-    while (t->run == NULL && !t->leave)
-        wait_told(&t->told, &t->lock, since, &rested);
-    told = t->run != NULL;
-    pthread_mutex_unlock(&t->lock);
-    return told;
-}
-
 static void *
 twin_main(void *arg)
 {
@@ -177,13 +207,9 @@ twin_main(void *arg)
     struct twin *t = &w->twin;
 
     thread_name(w, "t");
-    while (twin_next(t)) {
+    for (wait_told(&t->told); t->run != NULL; wait_told(&t->told)) {
         t->run(t->arg);
-        pthread_mutex_lock(&t->lock);
-        t->run = NULL;
-        pthread_mutex_unlock(&t->lock);
-        /* After the unlock, or it would wake only to wait for the lock. */
-        pthread_cond_signal(&t->ended);
+        bell_ring(&t->ended);
     }
     return NULL;
 }
@@ -202,19 +228,17 @@ twin_start(struct worker *w, void (*run)(void *), void *arg)
 {
     struct twin *t = &w->twin;
 
-    pthread_mutex_lock(&t->lock);
-    assert(t->run == NULL);
+    assert(!t->busy);
+    if (!t->started)
+        t->started =
+            pthread_create(&t->thread, &w->pool->attr, twin_main, w) == 0;
+    if (!t->started)
+        return false;
     t->run = run;
     t->arg = arg;
-    pthread_mutex_unlock(&t->lock);
-    if (t->started) {
-        pthread_cond_signal(&t->told);
-        return true;
-    }
-    t->started = pthread_create(&t->thread, &w->pool->attr, twin_main, w) == 0;
-    if (!t->started)
-        t->run = NULL; /* no thread, so no lock */
-    return t->started;
+    t->busy = true;
+    bell_ring(&t->told);
+    return true;
 }
 
 /*
@@ -229,16 +253,11 @@ twin_start(struct worker *w, void (*run)(void *), void *arg)
 bool
 twin_wait(struct worker *w, int ms)
 {
-    int64_t until = ms < 0 ? 0 : now_ms() + ms;
     struct twin *t = &w->twin;
-    bool in_time = ms != 0, ended;
 
-    pthread_mutex_lock(&t->lock);
-    while (t->run != NULL && in_time)
-        in_time = cond_until(&t->ended, &t->lock, until);
-    ended = t->run == NULL;
-    pthread_mutex_unlock(&t->lock);
-    return ended;
+    if (t->busy)
+        t->busy = !bell_wait(&t->ended, ms < 0 ? 0 : now_ms() + ms);
+    return !t->busy;
 }
 
 static void
@@ -246,11 +265,9 @@ twin_leave(struct twin *t)
 {
     if (!t->started)
         return;
-    pthread_mutex_lock(&t->lock);
-    assert(t->run == NULL);
-    t->leave = true;
-    pthread_mutex_unlock(&t->lock);
-    pthread_cond_signal(&t->told);
+    assert(!t->busy);
+    t->run = NULL;
+    bell_ring(&t->told);
     pthread_join(t->thread, NULL);
 }
 
@@ -270,22 +287,6 @@ queue_take(struct pool *p)
     return job;
 }
 
-/* Needs pool->lock.  NULL: the pool ends. */
-static void *
-worker_idle(struct worker *w)
-{
-    struct pool *p = w->pool;
-    int64_t since = now_ms();
-    bool rested = false;
-
-    p->n_busy--;
-    w->colder = p->warmest;
-    p->warmest = w;
-    while (w->job == NULL && !p->leave)
-        wait_told(&w->told, &p->lock, since, &rested);
-    return w->job;
-}
-
 /* The next job, waiting for it; NULL: the pool ends. */
 static void *
 worker_next(struct worker *w)
@@ -294,12 +295,15 @@ worker_next(struct worker *w)
     void *job;
 
     pthread_mutex_lock(&p->lock);
-    job = w->job; /* started with one */
-    if (job == NULL)
-        job = queue_take(p);
-    if (job == NULL)
-        job = worker_idle(w);
-    w->job = NULL;
+    job = queue_take(p);
+    if (job == NULL && !p->leave) {
+        p->n_busy--;
+        w->colder = p->warmest;
+        p->warmest = w;
+        pthread_mutex_unlock(&p->lock);
+        wait_told(&w->told);
+        return w->job;
+    }
     pthread_mutex_unlock(&p->lock);
     return job;
 }
@@ -308,10 +312,9 @@ static void *
 worker_main(void *arg)
 {
     struct worker *w = arg;
-    void *job;
 
     thread_name(w, "");
-    while ((job = worker_next(w)) != NULL)
+    for (void *job = w->job; job != NULL; job = worker_next(w))
         w->pool->conf.serve(job, w);
     twin_leave(&w->twin);
     return NULL;
@@ -328,12 +331,8 @@ worker_start(struct pool *p, void *job)
     w->pool = p;
     w->no = p->n_started + 1;
     w->job = job;
-    pthread_cond_init(&w->told, NULL);
-    pthread_mutex_init(&w->twin.lock, NULL);
-    pthread_cond_init(&w->twin.told, NULL);
-    pthread_cond_init(&w->twin.ended, NULL);
     if (pthread_create(&w->thread, &p->attr, worker_main, w) != 0)
-        return false; /* initialised and never used: nothing to release */
+        return false;
     p->n_started++;
     p->n_busy++;
     return true;
@@ -390,7 +389,6 @@ pool_submit(struct pool *p, void *job)
     if ((w = p->warmest) != NULL) {
         p->warmest = w->colder;
         p->n_busy++;
-        w->job = job;
     } else if (p->n_started < p->conf.n_workers && worker_start(p, job)) {
         /* it has the job already */
     } else if (p->n_started > 0 && p->n_queued < p->conf.n_queue) {
@@ -400,8 +398,10 @@ pool_submit(struct pool *p, void *job)
         taken = false;
     }
     pthread_mutex_unlock(&p->lock);
-    if (w != NULL)
-        pthread_cond_signal(&w->told);
+    if (w != NULL) {
+        w->job = job;
+        bell_ring(&w->told);
+    }
     return taken;
 }
 
@@ -437,16 +437,6 @@ pool_idle(struct pool *p)
     return n;
 }
 
-static void
-worker_join(struct worker *w)
-{
-    pthread_join(w->thread, NULL);
-    pthread_cond_destroy(&w->told);
-    pthread_mutex_destroy(&w->twin.lock);
-    pthread_cond_destroy(&w->twin.told);
-    pthread_cond_destroy(&w->twin.ended);
-}
-
 /*
  * pool_free - end all threads and the pool.
  *
@@ -461,11 +451,13 @@ pool_free(struct pool *p)
         return;
     pthread_mutex_lock(&p->lock);
     p->leave = true;
-    for (struct worker *w = p->warmest; w != NULL; w = w->colder)
-        pthread_cond_signal(&w->told);
+    for (struct worker *w = p->warmest; w != NULL; w = w->colder) {
+        w->job = NULL;
+        bell_ring(&w->told);
+    }
     pthread_mutex_unlock(&p->lock);
     for (size_t i = 0; i < p->n_started; i++)
-        worker_join(&p->workers[i]);
+        pthread_join(p->workers[i].thread, NULL);
     pthread_mutex_destroy(&p->lock);
     pthread_attr_destroy(&p->attr);
     free(p->workers);

@@ -145,6 +145,9 @@ struct parent { /* a proxy that leads on; referred to by whoever uses it */
     char text[HOST_MAX + 24]; /* scheme://host:port, for people */
     /* any thread */
     atomic_bool ourselves;  /* an environment that leads back to us */
+    atomic_uint alpn;       /* what it last chose; 0: not known */
+    atomic_int n_asking;    /* SOCKS: who wait for its answer */
+    atomic_uint n_answers;  /* and how many of them have got one */
     atomic_int n_failed;    /* in a row */
     atomic_llong out_until; /* ms: left out so long */
 };
@@ -204,7 +207,9 @@ struct config {
     struct env_ways env;
     struct parent_rule *rules; /* [parent NAME], in their order */
     size_t n_rules;
-    struct match *h2c; /* plain hosts that are spoken to in HTTP/2 */
+    struct match *h2c;         /* plain hosts that are spoken to in HTTP/2 */
+    struct match *http3_hosts; /* hosts that are tried in HTTP/3 */
+    bool http3_auto; /* and all that say by Alt-Svc that they speak it */
 
     /* [http2] */
     int streams, streams_total, window_kib, session_kib, stall_s;
@@ -222,6 +227,7 @@ struct config {
     /* [intercept] */
     bool intercept;
     enum alpn_mode { ALPN_MIRROR, ALPN_ALWAYS_H2, ALPN_NEVER_H2 } alpn;
+    bool alt_svc_keep; /* Alt-Svc of intercepted origins goes down, too */
     struct match *only, *except; /* empty only: everything */
     char *dir;                   /* the CA's home; NULL: ~/.weir */
     int leaf_days, leaf_cache, sniff_ms;
@@ -246,11 +252,18 @@ struct watch {
     void *arg;
 };
 
+struct peers { /* what two ends that are each other's peer know (end.c) */
+    atomic_int n_refs;
+    atomic_bool cut[2]; /* this one has been cut, not closed */
+};
+
 struct end {
     /* set by end_init() and end_handshake() */
     int fd; /* -1: none */
     enum side side;
-    struct tls *tls; /* the topmost layer; NULL: plain socket */
+    struct peers *peers; /* its peer is an end of ours; NULL: it is not */
+    int which;           /* of the two */
+    struct tls *tls;     /* the topmost layer; NULL: plain socket */
     /* set by whoever uses the end, between calls */
     int idle_ms;               /* longest quiet within one read or write */
     int64_t deadline;          /* point in ms at which reads fail; 0: none */
@@ -377,6 +390,7 @@ struct http {
     enum side side;       /* whom we speak with: SIDE_CLIENT or SIDE_ORIGIN */
     enum version version; /* what is spoken here */
     bool last;            /* set by the user: no exchange after this one */
+    struct span credentials; /* set by the user: Proxy-Authorization to add */
     /* for reads, set by the user: a watch; longest quiet, 0: the end's own */
     const struct watch *watch;
     int idle_ms;
@@ -400,8 +414,20 @@ enum h1_state {
     H1_DONE,    /* the message is complete */
 };
 
+enum h1_chunk {
+    CHUNK_SIZE, /* before the first digit */
+    CHUNK_DIGITS,
+    CHUNK_SPACE, /* behind the digits: an extension must follow */
+    CHUNK_EXT,
+    CHUNK_LF, /* of the size line */
+    CHUNK_DATA,
+    CHUNK_DATA_CR,
+    CHUNK_DATA_LF,
+    CHUNK_LAST, /* the last chunk was read: trailers follow */
+};
+
 struct h1_chunks { /* where in a chunked body we are (RFC 9112 section 7.1) */
-    int state;
+    enum h1_chunk state;
     uint64_t left;   /* of this chunk's data */
     size_t n_line;   /* bytes of this chunk's size line */
     uint64_t excess; /* bytes of size lines beyond a fair share */
@@ -429,7 +455,6 @@ struct h1 {
     bool asked_upgrade;    /* a 101 would be an answer */
     /* the writer's alone */
     bool absolute; /* set by the user: ask in absolute-form (a parent) */
-    struct span credentials; /* set by the user: Proxy-Authorization */
     enum h1_state wr;
     uint64_t wr_left; /* of H1_FIXED */
     bool we_last;     /* we said that we close, or failed to write */
@@ -537,9 +562,9 @@ struct stream {
     struct fail refused; /* the request was read, and will not do */
     pthread_cond_t news; /* to its users: look again */
     /* needs hub->lock */
-    struct fiber *fiber; /* its user, if he sleeps as one */
-    int n_waiting;       /* users who sleep as threads */
-    bool called;         /* is in hub->calls */
+    struct fiber *fibers[2]; /* its users, who sleep as such: [1] reads */
+    int n_waiting;           /* users who sleep as threads */
+    bool called;             /* is in hub->calls */
     struct stream *next_call;
     struct got *heads;  /* in: read_head takes the first */
     struct head *tail;  /* in: trailers */
@@ -555,6 +580,8 @@ struct stream {
     bool unwanted;      /* no more content is wanted */
     bool aborted, done; /* by its user; done: he is through with it */
     enum why abort_why;
+    void (*serve)(void *arg, struct fibers *); /* what the owner shall begin */
+    void *serve_arg;
     int n_refs; /* the user, the owner */
     /* needs gram_lock */
     pthread_mutex_t gram_lock;
@@ -699,6 +726,8 @@ struct hop {                       /* a parent on the way, for the log */
     int64_t connect_us, answer_us; /* -1: there was none */
 };
 
+enum { ALT_USED_MAX = HOST_MAX + 16 };
+
 struct upstream { /* a way to an origin; belongs to whoever took it */
     struct origin origin;
     struct parent *parent; /* that it leads through; NULL: none */
@@ -711,6 +740,7 @@ struct upstream { /* a way to an origin; belongs to whoever took it */
     struct session *session; /* whose stream it is (session.c) */
     struct http *http;       /* what to speak on; NULL: bare, TLS not begun */
     char addr[ADDR_MAX];     /* the peer's address */
+    char alt_used[ALT_USED_MAX]; /* where Alt-Svc led to; "": not by it */
     struct clock_marks took;
     bool reused;       /* carried an exchange before this one */
     bool plain_only;   /* HTTP/1 was all we offered: for an upgrade */
@@ -818,6 +848,8 @@ struct exchange {
     struct upstream *up;   /* a way that may serve, or NULL; afterwards one that
                               is idle (or raw: EXCHANGE_RAW), or NULL */
     int64_t begun_us;      /* when the request's head was complete */
+    /* its own */
+    bool alt_used; /* the request says so */
     /* for the log */
     struct origin origin;
     struct clock_marks took;
@@ -871,6 +903,7 @@ struct conn {
     enum conn_state resume; /* where to go on after ST_PARKED */
     struct worker *worker;  /* while one runs it */
     struct hello hello;     /* of the handshake to come */
+    int64_t hello_until;    /* ms: when all of it has to be here; 0: none is */
     struct socks socks;     /* version 0: the client speaks something else */
     struct origin target;   /* of a CONNECT, of an interception */
     bool target_known;      /* target is set: this is no proxy request */
@@ -954,6 +987,7 @@ enum setting_kind {
     KIND_MATCH,    /* struct match * */
     KIND_RESOLVE,  /* list of struct resolve_conf; the key is any name */
     KIND_NO_PROXY, /* struct match *, read as curl does */
+    KIND_HTTP3,    /* struct match *, and the word "auto" */
     KIND_WAYS,     /* struct ways; secret */
     KIND_URL,      /* [parent NAME] url: struct ways of a rule; secret */
     KIND_HOSTS,    /* [parent NAME] hosts: struct match * of a rule */
@@ -1009,6 +1043,12 @@ void pool_free(struct pool *);   /* joins; the queue must be empty */
 bool twin_start(struct worker *, void (*run)(void *), void *arg);
 bool twin_wait(struct worker *, int ms); /* -1: for ever; false: still runs */
 
+struct bell { /* one thread waits until another rings; zeroed: not rung */
+    atomic_int state; /* of the enum below; 32 bits for futex(2) */
+};
+enum { BELL_SILENT, BELL_AWAITED, BELL_RUNG };
+bool bell_wait(struct bell *, int64_t until); /* false: it is over */
+void bell_ring(struct bell *);
 bool cond_until(pthread_cond_t *, pthread_mutex_t *, int64_t until);
 void stack_rest(void); /* unused pages of this thread's stack go back */
 
@@ -1062,10 +1102,34 @@ bool end_gone(struct end *);         /* reset, or closed both ways */
 void end_wake(struct end *);         /* any thread: shutdown(2) both ways */
 void end_stop_reading(struct end *); /* any thread: the reader wakes */
 void end_drop_buffer(struct end *);  /* while nothing is buffered */
+/* Any thread: the peer shall see that bytes are missing. */
+void end_cut(struct end *);
+/* The two are each other's peer, by socketpair(2); false: no memory. */
+bool end_pair(struct end *, struct end *);
+/* Its socket, for layer.c. */
+enum why sock_recv(struct end *, void *buf, size_t cap, int flags, size_t *n,
+                   struct fail *);
+enum why sock_send(struct end *, struct iovec *, int n, int flags,
+                   struct fail *);
+
+/* ---- layer.c: TLS over an end's socket, or over TLS ---------------------- */
+
 enum why end_handshake(struct end *, gnutls_session_t, int64_t deadline,
                        struct fail *); /* takes the session */
+bool end_chose_h2(const struct end *); /* by ALPN */
 void end_alert(struct end *, gnutls_alert_description_t);
 gnutls_session_t end_session(const struct end *); /* NULL: plain */
+/* For end.c. */
+enum why layer_read(struct end *, struct tls *, void *buf, size_t cap,
+                    size_t *n, struct fail *); /* NULL: the socket */
+enum why layer_write(struct end *, struct iovec *, int n, struct fail *);
+enum why layer_try_write(struct end *, const void *at, size_t len, size_t *n,
+                         struct fail *);
+enum why layer_finish(struct end *, struct fail *);
+bool layer_pending(struct tls *, void *buf, size_t cap, size_t *n);
+bool layer_take_in(struct end *);
+void layer_drop_buffers(struct tls *);
+void layer_free(struct tls *);
 
 /* ---- fail.c: reasons, and the clock -------------------------------------- */
 
@@ -1101,6 +1165,7 @@ void head_clear(struct head *); /* memory too */
 struct span head_text(struct head *, const char *, size_t); /* copied in */
 bool head_add(struct head *, struct span name, struct span value); /* copies */
 bool head_put(struct head *, struct span name, struct span value); /* lends */
+void head_remove(struct head *, const char *name);        /* all of that name */
 struct span head_joined(struct head *, const char *name); /* all, as one list */
 const struct field *head_find(const struct head *, const char *name,
                               const struct field *after); /* NULL: first */
@@ -1140,17 +1205,58 @@ enum why page_error(struct exchange *, const struct fail *, struct fail *);
 enum why page_own(struct exchange *, struct fail *);   /* our own site */
 enum why page_trace(struct exchange *, struct fail *); /* Max-Forwards: 0 */
 
-/* ---- h1.c: HTTP/1 -------------------------------------------------------- */
+/* ---- h1.c: HTTP/1, read and kept ----------------------------------------- */
 
 void h1_init(struct h1 *, struct end *, enum side, const struct config *);
 void h1_clear(struct h1 *);
+enum why h1_try_head(struct h1 *, struct head *, struct fail *); /* no wait */
+struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
+void h1_content_begin(struct h1 *, enum h1_state, uint64_t left);
+
+/* ---- h1parse.c: HTTP/1 out of bytes -------------------------------------- */
+
+enum h1_field { /* fields that a codec of HTTP/1 acts upon */
+                F_OTHER,
+                F_CONNECTION,
+                F_EXPECT,
+                F_HOST,
+                F_LENGTH,
+                F_CODING,
+                F_TE,
+                F_TRAILER,
+                F_UPGRADE,
+};
+enum h1_field h1_field_of(struct span name);
+enum why h1_section_end(const char *raw, size_t len, size_t *scanned,
+                        size_t *end);
+size_t h1_blank_line(const char *raw, size_t len, enum side from);
 enum why h1_parse_head(const char *raw, size_t len, enum side from,
                        const struct h1_limits *, struct head *, size_t *used,
                        struct fail *);
-enum why h1_try_head(struct h1 *, struct head *, struct fail *); /* no wait */
+enum why h1_parse_more(const char *raw, size_t len, enum side from,
+                       bool to_connect, const struct h1_limits *,
+                       size_t *scanned, struct head *, size_t *used,
+                       struct fail *);
+enum why h1_parse_fields(const char *at, enum side from,
+                         const struct h1_limits *, struct head *,
+                         struct fail *);
 enum why h1_parse_chunks(struct h1_chunks *, const char *raw, size_t len,
                          size_t *used, struct span *data, struct fail *);
-struct end *h1_take_raw(struct h1 *); /* the end, nothing left in the codec */
+
+/* ---- h1write.c: HTTP/1 into bytes ---------------------------------------- */
+
+enum why h1_write_head(struct http *, const struct head *, struct fail *);
+enum why h1_write_body(struct http *, struct span, struct fail *);
+enum why h1_write_end(struct http *, const struct head *trailers,
+                      struct fail *);
+enum why h1_flush(struct http *, struct fail *);
+
+/* ---- websocket.c: its key, where versions meet --------------------------- */
+
+void ws_note_key(struct h1 *, const struct head *);       /* as a server */
+bool ws_accept(const char *key, char out[32]);            /* as a server */
+bool ws_make_key(struct h1 *, const struct head *);       /* as a client */
+bool ws_accepted(const struct h1 *, const struct head *); /* as a client */
 
 /* ---- fields.c: heads in the fields of HTTP/2 and 3 ----------------------- */
 
@@ -1175,8 +1281,8 @@ enum why section_request(struct section *, bool ends, struct head *,
 enum why section_answer(struct section *, bool ends, struct head *,
                         struct fail *);
 void section_tail(struct section *, struct head *);
-struct packed *pack_head(const struct head *,
-                         bool head_only); /* NULL: memory */
+struct packed *pack_head(const struct head *, bool head_only,
+                         struct span credentials); /* NULL: memory */
 struct packed *pack_tail(const struct head *);
 
 /* ---- fiber.c: blocking jobs on an owner's thread ---------------------------
@@ -1214,6 +1320,8 @@ void store_clear(struct store *);
 struct stream *stream_new(struct hub *, enum side, enum version, int idle_ms);
 void stream_give(struct stream *); /* the user is through with it */
 void stream_drop(struct stream *); /* the owner is */
+void stream_serve(struct stream *, void (*serve)(void *arg, struct fibers *),
+                  void *arg); /* by the owner, from now on */
 bool stream_put_head(struct stream *, struct head *); /* takes what is in it */
 bool stream_put_data(struct stream *, const void *, size_t len);
 void stream_put_gram(struct stream *, const void *, size_t len);
@@ -1598,9 +1706,18 @@ extern struct resolver dns_resolver; /* set before the first lookup */
 
 /* ---- dial.c: host and port -> connected socket --------------------------- */
 
+enum { DIAL_MAX = 8 }; /* addresses tried for one name */
 enum why dial(const struct client *, const char *host, uint16_t port,
               enum access, int *fd, char addr[ADDR_MAX], struct clock_marks *,
               struct fail *);
+enum why dial_watched(const struct client *, const char *host, uint16_t port,
+                      enum access, const struct watch *, int *fd,
+                      char addr[ADDR_MAX], struct clock_marks *, struct fail *);
+enum why dial_addresses(const struct client *, const char *host, uint16_t port,
+                        enum access, struct address[DIAL_MAX], size_t *n,
+                        struct clock_marks *, struct fail *);
+enum why dial_udp_at(const struct address *, int *fd, char addr[ADDR_MAX],
+                     struct fail *);
 enum why dial_udp(const struct client *, const char *host, uint16_t port,
                   enum access, int *fd, char addr[ADDR_MAX],
                   struct clock_marks *, struct fail *);
@@ -1617,6 +1734,28 @@ enum why breaker_ask(struct breaker *, const char *host, uint16_t port,
                      bool *trial, struct fail *);
 void breaker_tell(struct breaker *, const char *host, uint16_t port, bool trial,
                   const struct fail *, uint64_t conn);
+
+/* ---- altsvc.c: which origins speak HTTP/3 -------------------------------- */
+
+struct altsvc {              /* where an origin says that it speaks HTTP/3 */
+    char host[HOST_MAX + 1]; /* "": its own */
+    uint16_t port;
+    int64_t ma_s; /* for how long that is to be believed */
+    bool persist; /* also behind another network */
+};
+enum altsvc_said { ALTSVC_WRONG, ALTSVC_NONE, ALTSVC_H3 };
+enum altsvc_said altsvc_parse(struct span value, struct altsvc *);
+struct altsvcs; /* what is remembered; now: ms */
+struct altsvcs *altsvcs_new(void);
+void altsvcs_free(struct altsvcs *);
+void altsvc_learn(struct altsvcs *, const struct origin *, struct span value,
+                  uint64_t age_s, int64_t now);
+void altsvc_forget(struct altsvcs *, const struct origin *);
+bool altsvc_find(struct altsvcs *, const struct origin *, int64_t now,
+                 struct altsvc *);
+bool altsvc_is_broken(struct altsvcs *, const struct origin *, int64_t now);
+int64_t altsvc_failed(struct altsvcs *, const struct origin *, int64_t now);
+void altsvc_worked(struct altsvcs *, const struct origin *);
 
 /* ---- parent.c: ways out through other proxies -------------------------------
  */
@@ -1636,8 +1775,15 @@ bool parent_is_direct(const struct config *, const struct origin *);
 bool parent_absolute(const struct parent *, const struct origin *);
 struct span parent_credentials(const struct client *, const struct parent *);
 struct secure;
-enum why parent_open(const struct client *, struct secure *, struct upstream *,
-                     bool *again, struct fail *);
+struct sessions;
+extern const struct origin parent_itself; /* for sessions with it */
+enum why parent_open(const struct client *, struct secure *, struct sessions *,
+                     struct upstream *, bool *again, struct fail *);
+
+/* ---- bridge.c: a stream of a session, made an end ------------------------ */
+
+enum why bridge_stream(struct stream *, struct end *, int idle_ms,
+                       struct fail *);
 
 /* ---- secure.c: TLS to origins, and what is remembered of them ------------ */
 
@@ -1686,6 +1832,11 @@ void upstream_free(struct upstream *);  /* closes; NULL: nothing */
 bool upstream_has(const struct client *, const struct origin *);
 bool upstream_known(const struct client *, const struct origin *,
                     struct known *);
+/* Shall upstream_take() be asked, even if a bare way over TCP is at hand? */
+bool upstream_tries_quic(const struct client *, const struct origin *,
+                         struct span upgrade);
+void upstream_learn(const struct client *, const struct upstream *,
+                    struct head *); /* of an answer: its Alt-Svc */
 bool origin_same(const struct origin *, const struct origin *);
 /* Can this way serve that origin, as the settings are now? */
 bool upstream_fits(const struct client *, const struct upstream *,
@@ -1697,19 +1848,25 @@ void upstream_judge(const struct client *, struct upstream *,
 void upstream_note_request(struct client *, const struct head *);
 struct told *told_copy(const struct told *); /* the caller's to free() */
 
-/* ---- session.c: HTTP/2 connections that exchanges share ------------------ */
+/* ---- session.c: HTTP/2 and 3 connections that exchanges share ------------ */
 
 struct sessions;
 struct dialling;
-struct sessions *sessions_new(struct secure *);
+struct sessions *sessions_new(struct secure *, struct altsvcs *);
 void sessions_free(struct sessions *);
 void sessions_reap(struct sessions *);
 enum why session_start(struct sessions *, const struct client *,
                        struct upstream *, struct fail *);
+enum why session_start_quic(struct sessions *, const struct client *,
+                            struct upstream *, int fd, struct fail *);
+enum why session_ready(const struct upstream *, int64_t until, struct fail *);
+void session_failed(struct sessions *, const struct origin *,
+                    const struct fail *); /* in HTTP/3 */
 bool session_take(struct sessions *, const struct client *,
-                  const struct origin *, const struct parent *,
+                  const struct origin *, const struct parent *, enum version,
                   struct upstream *);
 bool session_extended(const struct upstream *);
+bool session_is_quic(const struct upstream *);
 struct dialling *sessions_turn(struct sessions *, const struct origin *,
                                const struct parent *, int64_t until);
 void sessions_turned(struct sessions *, struct dialling *);

@@ -31,12 +31,21 @@ enum {
     STATUS_SELF_SIGNED = 1 << 30, /* beside GnuTLS's own bits */
 };
 
+/* A ticket is for the transport that it came by: what else was agreed on with
+ * it, ALPN above all, is another (RFC 9001 section 4.6). */
+enum over { OVER_TCP, OVER_QUIC, OVERS };
+
+struct ticket { /* data NULL: none */
+    gnutls_datum_t data;
+    int64_t at; /* ms */
+};
+
 struct memory { /* of one origin */
     struct origin origin;
     bool insecure; /* learned without verification */
     struct known known;
-    int64_t known_at, ticket_at; /* ms; 0: nothing known, no ticket */
-    gnutls_datum_t ticket;
+    int64_t known_at; /* ms; 0: nothing known */
+    struct ticket tickets[OVERS];
     struct memory *next;          /* in its bucket */
     struct memory *newer, *older; /* by last use */
 };
@@ -50,7 +59,7 @@ struct secure {
     struct trust trust;   /* for origins */
     struct trust parents; /* for https:// parents, if that is another */
     bool parents_apart;
-    gnutls_priority_t priority;
+    gnutls_priority_t priority, quic_priority;
     pthread_mutex_t lock;
     /* needs lock */
     struct memory *buckets[MEMORY_BUCKETS], *newest, *oldest;
@@ -206,7 +215,8 @@ memory_forget(struct secure *s, struct memory *m)
     *at = m->next;
     memory_unlink(s, m);
     s->n--;
-    gnutls_free(m->ticket.data);
+    for (int over = 0; over < OVERS; over++)
+        gnutls_free(m->tickets[over].data.data);
     free(m);
 }
 
@@ -246,11 +256,27 @@ memory_make(struct secure *s, const struct origin *o)
     return m;
 }
 
-/* After a handshake: remember what the origin is like. */
-static void
-learn(struct secure *s, const struct upstream *up, unsigned alpn)
+static unsigned
+chosen_alpn(gnutls_session_t session)
 {
-    gnutls_x509_crt_t crt = peer_certificate(end_session(&up->end));
+    gnutls_datum_t name;
+
+    if (gnutls_alpn_get_selected_protocol(session, &name) != 0)
+        return 0;
+    if (name.size == 2 && memcmp(name.data, "h2", 2) == 0)
+        return ALPN_H2;
+    if (name.size == 8 && memcmp(name.data, "http/1.1", 8) == 0)
+        return ALPN_HTTP1;
+    return ALPN_OTHER;
+}
+
+/* After a handshake: remember what the origin is like.  By QUIC it does not
+ * say what it chooses over TCP: HTTP/2, most likely. */
+static void
+learn(struct secure *s, const struct upstream *up, gnutls_session_t session,
+      enum over over)
+{
+    gnutls_x509_crt_t crt = peer_certificate(session);
     struct names names = {0};
     struct memory *m;
 
@@ -260,7 +286,10 @@ learn(struct secure *s, const struct upstream *up, unsigned alpn)
     }
     pthread_mutex_lock(&s->lock);
     if ((m = memory_make(s, &up->origin)) != NULL) {
-        m->known.alpn = alpn;
+        if (over == OVER_TCP)
+            m->known.alpn = chosen_alpn(session);
+        else if (m->known_at == 0)
+            m->known.alpn = ALPN_H2;
         m->known.names = names;
         m->known_at = now_ms();
         m->insecure = up->insecure;
@@ -301,6 +330,31 @@ unlearn(struct secure *s, const struct origin *o)
     pthread_mutex_unlock(&s->lock);
 }
 
+/* Keep what a later session can resume with. */
+static bool
+save(struct secure *s, const struct upstream *up, gnutls_session_t session,
+     enum over over)
+{
+    gnutls_datum_t data;
+    struct memory *m;
+
+    if (gnutls_protocol_get_version(session) == GNUTLS_TLS1_3 &&
+        !(gnutls_session_get_flags(session) & GNUTLS_SFLAGS_SESSION_TICKET))
+        return false;
+    if (gnutls_session_get_data2(session, &data) < 0)
+        return false; /* a full handshake next time */
+    pthread_mutex_lock(&s->lock);
+    if ((m = memory_find(s, &up->origin)) != NULL &&
+        m->insecure == up->insecure) {
+        gnutls_free(m->tickets[over].data.data);
+        m->tickets[over] = (struct ticket){data, now_ms()};
+        data.data = NULL;
+    }
+    pthread_mutex_unlock(&s->lock);
+    gnutls_free(data.data);
+    return true;
+}
+
 /*
  * secure_save_ticket - keep what a later connection can resume with.
  *
@@ -311,72 +365,63 @@ void
 secure_save_ticket(struct secure *s, struct upstream *up)
 {
     gnutls_session_t session = end_session(&up->end);
-    gnutls_datum_t data;
-    struct memory *m;
 
-    if (!up->origin.tls || session == NULL || up->ticket_saved)
-        return;
-    if (gnutls_protocol_get_version(session) == GNUTLS_TLS1_3 &&
-        !(gnutls_session_get_flags(session) & GNUTLS_SFLAGS_SESSION_TICKET))
-        return;
-    if (gnutls_session_get_data2(session, &data) < 0)
-        return; /* the origin cannot resume: a full handshake next time */
-    up->ticket_saved = true;
-    pthread_mutex_lock(&s->lock);
-    if ((m = memory_find(s, &up->origin)) != NULL &&
-        m->insecure == up->insecure) {
-        gnutls_free(m->ticket.data);
-        m->ticket = data;
-        m->ticket_at = now_ms();
-        data.data = NULL;
-    }
-    pthread_mutex_unlock(&s->lock);
-    gnutls_free(data.data);
+    if (up->origin.tls && session != NULL && !up->ticket_saved)
+        up->ticket_saved = save(s, up, session, OVER_TCP);
+}
+
+/* The same of a QUIC connection that ends.  NULL: nothing. */
+void
+secure_quic_save(struct secure *s, struct upstream *up,
+                 gnutls_session_t session)
+{
+    if (session != NULL)
+        (void)save(s, up, session, OVER_QUIC);
 }
 
 /* Give a fresh session the ticket of its origin.  A session that was never
  * verified does not resume into one that has to be. */
 static void
 use_ticket(struct secure *s, gnutls_session_t session,
-           const struct upstream *up)
+           const struct upstream *up, enum over over)
 {
+    const struct ticket *t;
     struct memory *m;
 
     pthread_mutex_lock(&s->lock);
     m = memory_find(s, &up->origin);
-    if (m != NULL && m->ticket.data != NULL && m->insecure == up->insecure &&
-        now_ms() - m->ticket_at < TICKET_MS)
-        (void)gnutls_session_set_data(session, m->ticket.data, m->ticket.size);
+    t = m != NULL ? &m->tickets[over] : NULL;
+    if (t != NULL && t->data.data != NULL && m->insecure == up->insecure &&
+        now_ms() - t->at < TICKET_MS)
+        (void)gnutls_session_set_data(session, t->data.data, t->data.size);
     pthread_mutex_unlock(&s->lock);
 }
 
 /* ---- connections --------------------------------------------------------- */
 
-static int
-offer_alpn(gnutls_session_t session, unsigned alpn)
+/* By what name an origin's certificate is to be verified. */
+static const char *
+name_of(const struct origin *o)
 {
+    return o->sni[0] != '\0' ? o->sni : o->host;
+}
+
+/* alpn 0: nothing, or what QUIC must have. */
+static int
+offer_alpn(gnutls_session_t session, unsigned alpn, enum over over)
+{
+    static const gnutls_datum_t h3 = {(unsigned char *)"h3", 2};
     gnutls_datum_t offer[2];
     unsigned n = 0;
 
+    if (over == OVER_QUIC)
+        return gnutls_alpn_set_protocols(session, &h3, 1,
+                                         GNUTLS_ALPN_MANDATORY);
     if (alpn & ALPN_H2)
         offer[n++] = (gnutls_datum_t){(unsigned char *)"h2", 2};
     if (alpn & ALPN_HTTP1)
         offer[n++] = (gnutls_datum_t){(unsigned char *)"http/1.1", 8};
     return n == 0 ? 0 : gnutls_alpn_set_protocols(session, offer, n, 0);
-}
-
-static unsigned
-chosen_alpn(gnutls_session_t session)
-{
-    gnutls_datum_t name;
-
-    if (gnutls_alpn_get_selected_protocol(session, &name) != 0)
-        return 0;
-    if (name.size == 2 && memcmp(name.data, "h2", 2) == 0)
-        return ALPN_H2;
-    if (name.size == 8 && memcmp(name.data, "http/1.1", 8) == 0)
-        return ALPN_HTTP1;
-    return ALPN_OTHER;
 }
 
 /* The store of a trust, with the system's roots in it.  Nobody uses it before
@@ -400,8 +445,10 @@ trust_store(struct secure *s, struct trust *t)
 /* A client session, ready for its handshake; NULL: noted. */
 static gnutls_session_t
 session_new(struct secure *s, gnutls_certificate_credentials_t trust,
-            const char *name, unsigned alpn, struct fail *f)
+            const char *name, unsigned alpn, enum over over, struct fail *f)
 {
+    gnutls_priority_t priority =
+        over == OVER_QUIC ? s->quic_priority : s->priority;
     gnutls_session_t session;
     int rc = gnutls_init(&session, GNUTLS_CLIENT);
 
@@ -409,10 +456,10 @@ session_new(struct secure *s, gnutls_certificate_credentials_t trust,
         fail_tls(f, SIDE_WEIR, "TLS session", rc);
         return NULL;
     }
-    if ((rc = gnutls_priority_set(session, s->priority)) < 0 ||
+    if ((rc = gnutls_priority_set(session, priority)) < 0 ||
         (rc = gnutls_credentials_set(session, GNUTLS_CRD_CERTIFICATE, trust)) <
             0 ||
-        (rc = offer_alpn(session, alpn)) < 0 ||
+        (rc = offer_alpn(session, alpn, over)) < 0 ||
         (!host_is_address(name) &&
          (rc = gnutls_server_name_set(session, GNUTLS_NAME_DNS, name,
                                       strlen(name))) < 0)) {
@@ -438,17 +485,18 @@ secure_connect(struct secure *s, const struct client *c, struct upstream *up,
                unsigned alpn, struct fail *f)
 {
     const struct origin *o = &up->origin;
-    const char *name = o->sni[0] != '\0' ? o->sni : o->host;
+    const char *name = name_of(o);
     int64_t from = now_us();
     gnutls_session_t session;
     enum why why;
 
     assert(o->tls && up->http == NULL); /* TLS to a parent may be below */
     up->insecure = match_host(c->conf->insecure, name, o->port);
-    if ((session = session_new(s, trust_store(s, &s->trust), name, alpn, f)) ==
-        NULL)
+    session =
+        session_new(s, trust_store(s, &s->trust), name, alpn, OVER_TCP, f);
+    if (session == NULL)
         return f->why;
-    use_ticket(s, session, up);
+    use_ticket(s, session, up, OVER_TCP);
     why = end_handshake(&up->end, session,
                         now_ms() + c->conf->connect_s * 1000LL, f);
     if (why == WHY_NONE && !up->insecure &&
@@ -456,7 +504,7 @@ secure_connect(struct secure *s, const struct client *c, struct upstream *up,
         end_alert(&up->end, GNUTLS_A_BAD_CERTIFICATE);
     up->took.tls_us = now_us() - from;
     if (why == WHY_NONE)
-        learn(s, up, chosen_alpn(session));
+        learn(s, up, session, OVER_TCP);
     else
         unlearn(s, o);
     return why;
@@ -476,7 +524,7 @@ secure_parent(struct secure *s, const struct client *c, struct end *end,
 {
     gnutls_session_t session = session_new(
         s, trust_store(s, s->parents_apart ? &s->parents : &s->trust), p->host,
-        ALPN_HTTP1, f);
+        ALPN_HTTP1 | ALPN_H2, OVER_TCP, f);
     enum why why;
 
     if (session == NULL)
@@ -487,6 +535,43 @@ secure_parent(struct secure *s, const struct client *c, struct end *end,
         (why = verify(session, p->host, f)) != WHY_NONE)
         end_alert(end, GNUTLS_A_BAD_CERTIFICATE);
     return why;
+}
+
+/* ---- QUIC ---------------------------------------------------------------- */
+
+/*
+ * secure_quic - a client's session for QUIC, with a ticket if there is one.
+ *
+ * up   only origin is looked at; insecure is set
+ * out  the caller's on WHY_NONE; quic.c adds what only QUIC knows
+ */
+enum why
+secure_quic(struct secure *s, const struct client *c, struct upstream *up,
+            gnutls_session_t *out, struct fail *f)
+{
+    const char *name = name_of(&up->origin);
+
+    up->insecure = match_host(c->conf->insecure, name, up->origin.port);
+    *out = session_new(s, trust_store(s, &s->trust), name, 0, OVER_QUIC, f);
+    if (*out == NULL)
+        return f->why;
+    use_ticket(s, *out, up, OVER_QUIC);
+    return WHY_NONE;
+}
+
+/*
+ * secure_quic_verify - is the peer of a handshake that is complete the origin?
+ *
+ * Returns WHY_NONE, and the origin is remembered; WHY_CERT, WHY_TLS.
+ */
+enum why
+secure_quic_verify(struct secure *s, struct upstream *up,
+                   gnutls_session_t session, struct fail *f)
+{
+    if (!up->insecure && verify(session, name_of(&up->origin), f) != WHY_NONE)
+        return f->why;
+    learn(s, up, session, OVER_QUIC);
+    return WHY_NONE;
 }
 
 /* ---- start and end ------------------------------------------------------- */
@@ -545,6 +630,12 @@ secure_new(const struct config *conf, char *err, size_t cap)
     pthread_mutex_init(&s->lock, NULL);
     rc = gnutls_priority_init(
         &s->priority, "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2", NULL);
+    if (rc == 0)
+        rc = gnutls_priority_init(
+            &s->quic_priority,
+            "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM:"
+            "+AES-256-GCM:+CHACHA20-POLY1305:%DISABLE_TLS13_COMPAT_MODE",
+            NULL);
     if (rc < 0)
         snprintf(err, cap, "TLS: %s", gnutls_strerror(rc));
     if (rc < 0 || !trusts_begin(s, conf, err, cap)) {
@@ -563,6 +654,8 @@ secure_free(struct secure *s)
         memory_forget(s, s->oldest);
     if (s->priority != NULL)
         gnutls_priority_deinit(s->priority);
+    if (s->quic_priority != NULL)
+        gnutls_priority_deinit(s->quic_priority);
     if (s->parents.store != NULL)
         gnutls_certificate_free_credentials(s->parents.store);
     if (s->trust.store != NULL)

@@ -121,6 +121,8 @@ hand_over(struct served *v, struct worker *w, const struct origin *to,
     if (inner == NULL) {
         close(fds[1]);
         upstream_free(up);
+    } else if (!end_pair(&end, &inner->end)) {
+        conn_free(inner);
     } else if (listeners_adopt(v->client.weir->listeners, inner)) {
         /* The inner connection has the clocks; ours only has to outlast
          * them. */

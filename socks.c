@@ -300,14 +300,19 @@ send_bytes(struct end *end, const void *at, size_t len, struct fail *f)
     return end_write(end, &iov, 1, f);
 }
 
-/* What a failure is called in RFC 1928 section 6. */
+/* What a failure is called in RFC 1928 section 6.  A number without a text is
+ * what a SOCKS parent said. */
 enum socks_code
 socks_code(const struct fail *f)
 {
+    if (f->text == NULL && f->code > SOCKS_OK && f->code <= SOCKS_NO_ADDRESS)
+        return (enum socks_code)f->code;
     switch (f->why) {
     case WHY_POLICY:
     case WHY_LOOP:
         return SOCKS_DENIED;
+    case WHY_PARENT_NO:
+        return f->received == 403 ? SOCKS_DENIED : SOCKS_FAILED;
     case WHY_UNREACHABLE:
         return f->code == ENETUNREACH ? SOCKS_NET_UNREACHABLE
                                       : SOCKS_HOST_UNREACHABLE;
@@ -317,6 +322,7 @@ socks_code(const struct fail *f)
     case WHY_REFUSED:
         return SOCKS_REFUSED;
     case WHY_CONNECT_LATE:
+    case WHY_PARENT_LATE:
         return SOCKS_EXPIRED;
     default:
         return SOCKS_FAILED;
@@ -597,12 +603,13 @@ refused_with(struct fail *f, const struct parent *p, unsigned char code)
         {WHY_PARENT_NO, "address type not supported"},
     };
     size_t i = code - 1u;
+    bool known = i < sizeof codes / sizeof *codes;
 
-    if (i >= sizeof codes / sizeof *codes)
-        return fail_say(f, SIDE_ORIGIN, WHY_PARENT_NO, "SOCKS",
-                        "%s answered %u", p->text, code);
-    return fail_say(f, SIDE_ORIGIN, codes[i].why, "SOCKS", "%s answered %u, %s",
-                    p->text, code, codes[i].text);
+    fail_say(f, SIDE_ORIGIN, known ? codes[i].why : WHY_PARENT_NO, "SOCKS",
+             known ? "%s answered %u, %s" : "%s answered %u", p->text, code,
+             known ? codes[i].text : "");
+    f->code = code; /* for socks_code(): a client of SOCKS hears the same */
+    return f->why;
 }
 
 /* RFC 1928 section 6.  The address in it is of no use to us. */

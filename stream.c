@@ -260,8 +260,9 @@ tell(struct stream *s)
 {
     if (s->n_waiting > 0)
         pthread_cond_broadcast(&s->news);
-    if (s->fiber != NULL)
-        fiber_wake(s->fiber);
+    for (int i = 0; i < 2; i++)
+        if (s->fibers[i] != NULL)
+            fiber_wake(s->fibers[i]);
 }
 
 /* For the owner, who has the lock. */
@@ -274,7 +275,7 @@ stream_tell(struct stream *s)
 /* Sleep until told, or until a point in time.  False: it has come.  Needs
  * hub->lock. */
 static bool
-sleep_until(struct stream *s, int64_t until)
+sleep_until(struct stream *s, bool reads, int64_t until)
 {
     int64_t left;
     bool told;
@@ -286,11 +287,11 @@ sleep_until(struct stream *s, int64_t until)
         return told;
     }
     left = until - now_ms();
-    s->fiber = fiber_self();
+    s->fibers[reads] = fiber_self();
     pthread_mutex_unlock(&s->hub->lock);
     fiber_sleep(-1, 0, left > 0 ? (int)left : 0);
     pthread_mutex_lock(&s->hub->lock);
-    s->fiber = NULL;
+    s->fibers[reads] = NULL;
     return now_ms() < until;
 }
 
@@ -313,7 +314,7 @@ wait_news(struct stream *s, bool reads, int64_t from, const char *op,
 
     if (watch != NULL && now_ms() + WATCH_MS < next)
         next = now_ms() + WATCH_MS;
-    if (sleep_until(s, next))
+    if (sleep_until(s, reads, next))
         return WHY_NONE;
     if (watch != NULL) {
         bool over;
@@ -589,7 +590,7 @@ stream_write_head(struct http *http, const struct head *head, struct fail *f)
         head = &no_upgrade;
         s->head_only = true;
     }
-    if ((p = pack_head(head, s->head_only)) == NULL)
+    if ((p = pack_head(head, s->head_only, http->credentials)) == NULL)
         return fail_sys(f, SIDE_WEIR, "write head", ENOMEM);
     *packed_end(&s->wr_heads) = p;
     if (head->status == 101)
@@ -662,7 +663,7 @@ stream_gone(struct http *http)
     bool gone;
 
     pthread_mutex_lock(&s->hub->lock);
-    gone = s->broken.why != WHY_NONE;
+    gone = s->broken.why != WHY_NONE || s->deaf;
     pthread_mutex_unlock(&s->hub->lock);
     return gone;
 }
@@ -839,7 +840,43 @@ stream_give(struct stream *s)
         stream_free(s);
 }
 
-/* The owner is through with it: closed, and nothing to be told. */
+/*
+ * stream_serve - have the owner begin serve(arg), which may start fibers that
+ * use the stream from then on.
+ *
+ * Thread: the user, who does not touch the stream any more.  serve() runs in
+ * any case, be it that the session is over.
+ */
+void
+stream_serve(struct stream *s, void (*serve)(void *arg, struct fibers *),
+             void *arg)
+{
+    struct hub *h = s->hub;
+
+    pthread_mutex_lock(&h->lock);
+    s->serve = serve;
+    s->serve_arg = arg;
+    call(s);
+    pthread_mutex_unlock(&h->lock);
+}
+
+/* Out of the list of those who call.  Needs hub->lock. */
+static void
+call_off(struct stream *s)
+{
+    struct hub *h = s->hub;
+    struct stream *before = NULL;
+
+    for (struct stream *i = h->calls; i != s; i = i->next_call)
+        before = i;
+    *(before != NULL ? &before->next_call : &h->calls) = s->next_call;
+    if (h->last_call == s)
+        h->last_call = before;
+    s->called = false;
+}
+
+/* The owner is through with it: closed, and nothing to be told.  Its user may
+ * have called once more, to say that he is through with it, too. */
 void
 stream_drop(struct stream *s)
 {
@@ -848,6 +885,8 @@ stream_drop(struct stream *s)
 
     pthread_mutex_lock(&h->lock);
     last = --s->n_refs == 0;
+    if (last && s->called)
+        call_off(s);
     pthread_mutex_unlock(&h->lock);
     if (last)
         stream_free(s);

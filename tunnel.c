@@ -48,12 +48,12 @@ struct pump { /* one direction */
 struct tunnel {
     /* set before the second thread starts, then only read */
     const struct weir *weir;
+    struct worker *worker;
     struct tunnel_side client, server;
     int idle_ms, half_closed_ms;
     /* either pump, at any time */
     atomic_bool stop;
-    pthread_mutex_t lock;  /* for `done` alone */
-    pthread_cond_t done;   /* n_done has grown */
+    struct bell up_done;   /* rung when the upward one has ended */
     atomic_int n_done;     /* directions that have ended */
     atomic_int first;      /* the side that ended first, -1: none yet */
     atomic_llong moved_at; /* idle means quiet BOTH ways, hence shared */
@@ -99,19 +99,14 @@ side_finish(struct tunnel_side *s, struct fail *f)
     return why == WHY_NONE ? s->http->ops->flush(s->http, f) : why;
 }
 
-/* The peer shall see that bytes are missing: RST when the caller closes, not
- * FIN.  SHUT_RD wakes the thread that reads here and tells the peer nothing. */
+/* The peer shall see that bytes are missing, and who reads here wakes. */
 void
 side_cut(struct tunnel_side *s)
 {
-    struct linger now = {.l_onoff = 1, .l_linger = 0};
-
-    if (s->end == NULL) {
+    if (s->end == NULL)
         s->http->ops->abort(s->http, WHY_CUT);
-        return;
-    }
-    setsockopt(s->end->fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-    shutdown(s->end->fd, SHUT_RD);
+    else
+        end_cut(s->end);
 }
 
 /* Nobody waits for it: FIN, and everybody wakes. */
@@ -280,6 +275,18 @@ pump_carry(struct pump *p)
     return why;
 }
 
+/* Wait up to ms (>= 1) for the other direction to end. */
+static void
+pump_wait(struct pump *p, int ms)
+{
+    struct tunnel *t = p->tunnel;
+
+    if (p == &t->up)
+        twin_wait(t->worker, ms);
+    else
+        bell_wait(&t->up_done, now_ms() + ms);
+}
+
 /* This direction has ended.  Reads of the other one may sleep for longer than
  * a half-closed tunnel may be quiet, so its thread, which has nothing else to
  * do, keeps the time until both have ended. */
@@ -288,9 +295,9 @@ pump_done(struct pump *p)
 {
     struct tunnel *t = p->tunnel;
 
-    pthread_mutex_lock(&t->lock);
     atomic_fetch_add(&t->n_done, 1);
-    pthread_cond_signal(&t->done);
+    if (p == &t->up)
+        bell_ring(&t->up_done);
     while (atomic_load(&t->n_done) < 2 && !atomic_load(&t->stop)) {
         int64_t now = now_ms();
         int64_t until = atomic_load(&t->moved_at) + t->half_closed_ms;
@@ -304,11 +311,9 @@ pump_done(struct pump *p)
                      WHY_IDLE, "read from the side still open");
             tunnel_stop(t, p, true);
         } else {
-            cond_until(&t->done, &t->lock,
-                       until < now + LOOK_MS ? until : now + LOOK_MS);
+            pump_wait(p, until - now < LOOK_MS ? (int)(until - now) : LOOK_MS);
         }
     }
-    pthread_mutex_unlock(&t->lock);
 }
 
 /* Has the side that we write to finished, so that it takes no more?  What it
@@ -404,10 +409,9 @@ tunnel_run(struct worker *w, const struct weir *weir, struct tunnel_side client,
                        .server = server,
                        .idle_ms = idle_ms,
                        .half_closed_ms = half_closed_ms,
+                       .worker = w,
                        .first = -1};
 
-    pthread_mutex_init(&t.lock, NULL);
-    pthread_cond_init(&t.done, NULL);
     atomic_store(&t.moved_at, now_ms());
     pump_init(&t.up, &t, &t.client, &t.server, SIDE_CLIENT);
     pump_init(&t.down, &t, &t.server, &t.client, SIDE_ORIGIN);
@@ -416,7 +420,7 @@ tunnel_run(struct worker *w, const struct weir *weir, struct tunnel_side client,
     *r = (struct tunnel_result){.ended_by = SIDE_WEIR};
     if (!twin_start(w, pump_run, &t.down)) {
         fail_own(&r->fail, SIDE_WEIR, WHY_BUSY, "start a thread");
-        goto out;
+        return;
     }
     pump_run(&t.up);
     twin_wait(w, -1);
@@ -430,9 +434,6 @@ tunnel_run(struct worker *w, const struct weir *weir, struct tunnel_side client,
                                     : t.down.fail;
         r->ended_by = r->fail.side;
     }
-out:
-    pthread_cond_destroy(&t.done);
-    pthread_mutex_destroy(&t.lock);
 }
 
 /* The one line of a tunnel that has ended. */

@@ -5,8 +5,11 @@
  * parent by parent.c.
  *
  * Takes a way to an origin out of a cache of idle ones, or dials (dial.c) and
- * makes it ready: TLS (secure.c) and a codec to speak on.  Whoever takes a way
- * owns it until he gives it back or frees it.  The cache also holds ways that
+ * makes it ready: TLS (secure.c) and a codec to speak on.  To an origin that is
+ * to be tried in HTTP/3, QUIC gets a head start, then TCP runs beside it; what
+ * is ready first is used, and QUIC that was late or failed is left alone for a
+ * while (altsvc.c).  Whoever takes a way owns it until he gives it back or
+ * frees it.  The cache also holds ways that
  * are still bare: dialled for a CONNECT whose client then began TLS with us.
  *
  * Owns     the cache: per origin at most reuse_per_origin idle ways, in total
@@ -23,15 +26,17 @@
 #include "proxy.h"
 
 enum {
-    BUCKETS = 256,   /* a power of two */
-    BURST = 8,       /* times reuse_total that may be idle for a moment */
-    MOMENT_MS = 500, /* that long */
+    BUCKETS = 256,    /* a power of two */
+    BURST = 8,        /* times reuse_total that may be idle for a moment */
+    MOMENT_MS = 500,  /* that long */
+    HEAD_START = 250, /* ms that QUIC has before TCP (RFC 8305 section 5) */
 };
 
 struct upstreams {
     struct secure *secure;
     struct breaker *breaker;
-    struct sessions *sessions; /* HTTP/2 ways, which are shared */
+    struct altsvcs *altsvcs;
+    struct sessions *sessions; /* HTTP/2 and 3 ways, which are shared */
     pthread_mutex_t lock;
     /* needs lock */
     struct upstream *buckets[BUCKETS]; /* next/prev, the newest first */
@@ -184,7 +189,7 @@ upstream_free(struct upstream *up)
 /* Directly, unless that has failed too often. */
 static enum why
 dial_direct(const struct client *c, struct upstream *up, enum access what,
-            struct fail *f)
+            const struct watch *watch, struct fail *f)
 {
     const struct origin *o = &up->origin;
     struct breaker *b = c->conf->breaker ? c->weir->upstreams->breaker : NULL;
@@ -196,23 +201,29 @@ dial_direct(const struct client *c, struct upstream *up, enum access what,
         why = breaker_ask(b, o->host, o->port, &trial, f);
     if (why != WHY_NONE)
         return why;
-    why = dial(c, o->host, o->port, what, &fd, up->addr, &up->took, f);
+    why = dial_watched(c, o->host, o->port, what, watch, &fd, up->addr,
+                       &up->took, f);
     if (b != NULL)
         breaker_tell(b, o->host, o->port, trial, f, c->id);
     end_init(&up->end, fd, SIDE_ORIGIN, c->conf->idle_s * 1000);
+    up->end.watch = watch;
     return why;
 }
 
-/* A new way through one parent (NULL: directly), connected and bare.  NULL: f
- * is noted; *again tells whether the next parent may have better luck. */
+struct wish { /* what a way is wanted for */
+    const struct origin *origin;
+    struct span upgrade;
+    enum access what;
+    const struct watch *watch; /* says when it is not any more; NULL: nobody */
+};
+
+/* A way that leads nowhere yet.  NULL: noted. */
 static struct upstream *
-way_open(const struct client *c, const struct origin *o, struct parent *parent,
-         enum access what, bool *again, struct fail *f)
+way_new(const struct client *c, const struct origin *o, struct parent *parent,
+        struct fail *f)
 {
     struct upstream *up = calloc(1, sizeof *up);
-    enum why why;
 
-    *again = false;
     if (up == NULL) {
         fail_own(f, SIDE_WEIR, WHY_BUSY, "out of memory");
         return NULL;
@@ -223,12 +234,29 @@ way_open(const struct client *c, const struct origin *o, struct parent *parent,
     up->took = (struct clock_marks){-1, -1, -1};
     up->hop.connect_us = up->hop.answer_us = -1;
     end_init(&up->end, -1, SIDE_ORIGIN, c->conf->idle_s * 1000);
-    if (parent != NULL && what == ACCESS_BY_ADDRESS) {
+    return up;
+}
+
+/* A new way through one parent (NULL: directly), connected and bare.  NULL: f
+ * is noted; *again tells whether the next parent may have better luck. */
+static struct upstream *
+way_open(const struct client *c, const struct wish *w, struct parent *parent,
+         bool *again, struct fail *f)
+{
+    const struct origin *o = w->origin;
+    struct upstream *up = way_new(c, o, parent, f);
+    enum why why;
+
+    *again = false;
+    if (up == NULL)
+        return NULL;
+    if (parent != NULL && w->what == ACCESS_BY_ADDRESS) {
         why = access_denied(c, o->host, o->port, "not in target_allow", f);
     } else if (parent != NULL) {
-        why = parent_open(c, c->weir->upstreams->secure, up, again, f);
+        why = parent_open(c, c->weir->upstreams->secure,
+                          c->weir->upstreams->sessions, up, again, f);
     } else {
-        why = dial_direct(c, up, what, f);
+        why = dial_direct(c, up, w->what, w->watch, f);
     }
     if (why == WHY_NONE)
         return up;
@@ -238,18 +266,18 @@ way_open(const struct client *c, const struct origin *o, struct parent *parent,
 
 /* way_open(), but an environment that leads back to ourselves is none. */
 static struct upstream *
-way_dial(const struct client *c, const struct origin *o, struct parent *parent,
-         enum access what, bool *again, struct fail *f)
+way_dial(const struct client *c, const struct wish *w, struct parent *parent,
+         bool *again, struct fail *f)
 {
     struct upstream *up;
 
     *f = (struct fail){0}; /* of the parent before this one */
-    up = way_open(c, o, parent, what, again, f);
+    up = way_open(c, w, parent, again, f);
     if (up != NULL || f->why != WHY_LOOP || parent == NULL ||
         !atomic_load(&parent->ourselves))
         return up;
     *f = (struct fail){0};
-    return way_open(c, o, NULL, what, again, f);
+    return way_open(c, w, NULL, again, f);
 }
 
 /*
@@ -265,17 +293,17 @@ upstream_dial(const struct client *c, const struct origin *o, struct fail *f)
 {
     struct parent *ways[WAYS_MAX];
     struct origin through = *o;
+    struct wish w = {.origin = &through};
     struct upstream *up = NULL;
-    enum access what;
     bool again = true;
     size_t n;
 
     through.tunnel = true;
-    if (access_target(c, o->host, o->port, &what, f) != WHY_NONE)
+    if (access_target(c, o->host, o->port, &w.what, f) != WHY_NONE)
         return NULL;
     n = parent_choose(c->conf, &through, ways);
     for (size_t i = 0; i < n && up == NULL && again; i++)
-        up = way_dial(c, &through, ways[i], what, &again, f);
+        up = way_dial(c, &w, ways[i], &again, f);
     return up;
 }
 
@@ -283,14 +311,10 @@ upstream_dial(const struct client *c, const struct origin *o, struct fail *f)
 static bool
 speaks_h2(const struct client *c, const struct upstream *up, unsigned alpn)
 {
-    gnutls_datum_t name;
-
-    if (!up->origin.tls)
-        return (alpn & ALPN_H2) &&
+    if (!up->origin.tls) /* a parent that takes the request speaks its own */
+        return (alpn & ALPN_H2) && !up->absolute &&
                match_host(c->conf->h2c, up->origin.host, up->origin.port);
-    return gnutls_alpn_get_selected_protocol(end_session(&up->end), &name) ==
-               0 &&
-           name.size == 2 && memcmp(name.data, "h2", 2) == 0;
+    return end_chose_h2(&up->end);
 }
 
 /*
@@ -314,6 +338,7 @@ upstream_ready(const struct client *c, struct upstream *up, unsigned alpn,
         if (why != WHY_NONE)
             return why;
     }
+    up->end.watch = NULL; /* it was for the way to here */
     if (speaks_h2(c, up, alpn))
         return session_start(c->weir->upstreams->sessions, c, up, f);
     h1_init(&up->h1, &up->end, SIDE_ORIGIN, c->conf);
@@ -341,30 +366,31 @@ upstream_side(struct upstream *up)
     return (struct tunnel_side){.end = h1_take_raw(&up->h1)};
 }
 
-/* A stream of a session that is there already; NULL: there is none, or not for
- * this upgrade. */
+/* A stream of a session that is there already, with the origin, or with the
+ * parent if that takes the request; NULL: there is none, or not for this
+ * upgrade. */
 static struct upstream *
 take_shared(const struct client *c, const struct origin *o,
-            const struct parent *parent, struct span upgrade)
+            const struct parent *parent, enum version version,
+            struct span upgrade)
 {
     struct upstream *up = calloc(1, sizeof *up);
+    bool absolute = parent_absolute(parent, o);
 
     if (up == NULL)
         return NULL;
-    if (session_take(c->weir->upstreams->sessions, c, o, parent, up) &&
-        upstream_serves(up, upgrade))
+    if (session_take(c->weir->upstreams->sessions, c,
+                     absolute ? &parent_itself : o, parent, version, up) &&
+        upstream_serves(up, upgrade)) {
+        up->origin = *o;
+        up->absolute = absolute;
         return up;
+    }
     if (up->stream == NULL) /* its end was never begun */
         up->end.fd = -1;
     upstream_free(up);
     return NULL;
 }
-
-struct wish { /* what a way is wanted for */
-    const struct origin *origin;
-    struct span upgrade;
-    enum access what;
-};
 
 /* Dial and make ready.  An origin that turns out to speak HTTP/2 and not to
  * take this upgrade is asked again, for HTTP/1 alone. */
@@ -375,10 +401,11 @@ take_new(const struct client *c, const struct wish *w, struct parent *parent,
     unsigned alpn = ALPN_HTTP1 | ALPN_H2;
 
     for (;;) {
-        if (up == NULL &&
-            (up = way_dial(c, w->origin, parent, w->what, again, f)) == NULL)
+        if (up == NULL && (up = way_dial(c, w, parent, again, f)) == NULL)
             return NULL;
         *again = false;
+        if (up->http != NULL) /* a parent that speaks HTTP/2 takes it */
+            return up;
         if (upstream_ready(c, up, alpn, f) != WHY_NONE) {
             upstream_free(up);
             return NULL;
@@ -391,7 +418,8 @@ take_new(const struct client *c, const struct wish *w, struct parent *parent,
     }
 }
 
-/* May this origin speak HTTP/2, for all we know? */
+/* May this origin, or the parent in its place, speak HTTP/2, for all we know?
+ */
 static bool
 may_share(const struct client *c, const struct origin *o,
           const struct parent *parent)
@@ -399,21 +427,29 @@ may_share(const struct client *c, const struct origin *o,
     struct known known;
 
     if (parent_absolute(parent, o))
-        return false;
+        return atomic_load(&parent->alpn) == ALPN_H2;
     if (!o->tls)
         return match_host(c->conf->h2c, o->host, o->port);
     return !upstream_known(c, o, &known) || (known.alpn & ALPN_H2);
 }
 
-/* A way by one parent (NULL: directly).  *again: the next one may do better. */
+/* How long a turn may last that somebody else has. */
+static int64_t
+turn_ends(const struct client *c)
+{
+    return now_ms() + (c->conf->dns_s + 2 * c->conf->connect_s) * 1000LL;
+}
+
+/* A way over TCP.  turn: the caller has it; NULL: he may have to wait for it.
+ */
 static struct upstream *
-take_by(const struct client *c, const struct wish *w, struct parent *parent,
-        bool fresh, bool *again, struct fail *f)
+take_tcp(const struct client *c, const struct wish *w, struct parent *parent,
+         bool fresh, struct dialling *turn, bool *again, struct fail *f)
 {
     const struct origin *o = w->origin;
     struct sessions *ss = c->weir->upstreams->sessions;
-    struct dialling *turn = NULL;
     struct upstream *up = fresh ? NULL : cache_take_alive(c, o, parent);
+    struct dialling *mine = NULL;
 
     *again = false;
     if (up != NULL && up->http != NULL) {
@@ -421,22 +457,277 @@ take_by(const struct client *c, const struct wish *w, struct parent *parent,
         return up;
     }
     if (may_share(c, o, parent)) {
-        struct upstream *shared = take_shared(c, o, parent, w->upgrade);
+        struct upstream *shared = take_shared(c, o, parent, HTTP_2, w->upgrade);
 
-        if (shared == NULL) {
-            turn = sessions_turn(
-                ss, o, parent,
-                now_ms() + (c->conf->dns_s + 2 * c->conf->connect_s) * 1000LL);
-            if (turn == NULL || !may_share(c, o, parent))
-                shared = take_shared(c, o, parent, w->upgrade);
+        if (shared == NULL && turn == NULL && !parent_absolute(parent, o)) {
+            mine = sessions_turn(ss, o, parent, turn_ends(c));
+            if (mine == NULL || !may_share(c, o, parent))
+                shared = take_shared(c, o, parent, HTTP_2, w->upgrade);
         }
         if (shared != NULL) {
-            sessions_turned(ss, turn);
+            sessions_turned(ss, mine);
             upstream_give(c, up);
             return shared;
         }
     }
     up = take_new(c, w, parent, up, again, f);
+    sessions_turned(ss, mine);
+    return up;
+}
+
+/* ---- HTTP/3 -------------------------------------------------------------- */
+
+/* May HTTP/3 be spoken with this origin?  at: where, then.  Never through a
+ * parent; and of all upgrades only WebSocket has a place in it (RFC 9220). */
+static bool
+quic_wanted(const struct client *c, const struct origin *o,
+            const struct parent *parent, struct span upgrade, struct altsvc *at)
+{
+    const char *name = o->sni[0] != '\0' ? o->sni : o->host;
+
+    if (!o->tls || parent != NULL ||
+        (upgrade.len > 0 && !span_isi(upgrade, "websocket")))
+        return false;
+    *at = (struct altsvc){.port = o->port};
+    if (match_host(c->conf->http3_hosts, name, o->port))
+        return true;
+    return c->conf->http3_auto &&
+           altsvc_find(c->weir->upstreams->altsvcs, o, now_ms(), at);
+}
+
+/* A stream of a session of HTTP/3; NULL: there is none that serves. */
+static struct upstream *
+take_quic(const struct client *c, const struct origin *o, struct span upgrade)
+{
+    struct upstream *up = take_shared(c, o, NULL, HTTP_3, upgrade);
+
+    if (up != NULL)
+        altsvc_worked(c->weir->upstreams->altsvcs, o);
+    return up;
+}
+
+/* Did it not fail lately, and is there no session that takes no WebSocket? */
+static bool
+quic_may_try(const struct client *c, const struct wish *w)
+{
+    struct upstream *up;
+
+    if (altsvc_is_broken(c->weir->upstreams->altsvcs, w->origin, now_ms()))
+        return false;
+    if (w->upgrade.len == 0)
+        return true;
+    up = take_shared(c, w->origin, NULL, HTTP_3, (struct span){"", 0});
+    upstream_free(up);
+    return up == NULL;
+}
+
+struct quic_try { /* the addresses of an origin, tried one after the other */
+    const struct client *client;
+    const struct origin *origin;
+    const struct altsvc *at;
+    struct address a[DIAL_MAX];
+    size_t n, next;
+    struct clock_marks took;
+    int64_t from_us;
+    struct upstream *up; /* the one that is being tried; NULL: none is */
+    struct fail fail;
+};
+
+/* Where to?  Whether an origin may be reached elsewhere is asked again. */
+static enum why
+try_begin(struct quic_try *t)
+{
+    const struct client *c = t->client;
+    const char *host = t->at->host[0] != '\0' ? t->at->host : t->origin->host;
+    enum access what;
+    enum why why = access_target(c, host, t->at->port, &what, &t->fail);
+
+    t->took = (struct clock_marks){-1, -1, -1};
+    if (why == WHY_NONE)
+        why = dial_addresses(c, host, t->at->port, what, t->a, &t->n, &t->took,
+                             &t->fail);
+    t->from_us = now_us();
+    return why;
+}
+
+/* RFC 7838 section 5. */
+static void
+note_alternative(struct upstream *up, const struct altsvc *at)
+{
+    struct origin place = {.tls = true, .port = at->port};
+
+    if (at->ma_s == 0) /* nobody said so but the settings */
+        return;
+    memcpy(place.host, at->host[0] != '\0' ? at->host : up->origin.host,
+           sizeof place.host);
+    origin_authority(&place, up->alt_used, sizeof up->alt_used);
+}
+
+static enum why
+try_next(struct quic_try *t)
+{
+    const struct client *c = t->client;
+    const struct address *a = &t->a[t->next++];
+    struct upstream *up = way_new(c, t->origin, NULL, &t->fail);
+    int fd;
+
+    t->fail = (struct fail){0}; /* of the address before this one */
+    if (up == NULL)
+        return fail_own(&t->fail, SIDE_WEIR, WHY_BUSY, "out of memory");
+    note_alternative(up, t->at);
+    if (dial_udp_at(a, &fd, up->addr, &t->fail) == WHY_NONE &&
+        session_start_quic(c->weir->upstreams->sessions, c, up, fd, &t->fail) ==
+            WHY_NONE) {
+        t->up = up;
+        return WHY_NONE;
+    }
+    upstream_free(up);
+    return t->fail.why;
+}
+
+/* Wait for a handshake to be complete; on to the next address where it fails
+ * for want of somebody there.  WHY_LATE: not yet. */
+static enum why
+try_until(struct quic_try *t, int64_t until)
+{
+    enum why why = t->fail.why;
+
+    while (t->up != NULL || t->next < t->n) {
+        if (t->up == NULL && (why = try_next(t)) != WHY_NONE)
+            continue;
+        why = session_ready(t->up, until, &t->fail);
+        if (why == WHY_NONE || why == WHY_LATE)
+            break;
+        upstream_free(t->up);
+        t->up = NULL;
+        if (why != WHY_REFUSED && why != WHY_UNREACHABLE)
+            t->next = t->n; /* the others are of the same server */
+    }
+    if (why == WHY_NONE) {
+        t->took.connect_us = now_us() - t->from_us;
+        t->up->took = t->took;
+    }
+    return why;
+}
+
+/* While TCP is being tried: is QUIC ready by now? */
+static bool
+try_is_ready(void *arg)
+{
+    struct quic_try *t = arg;
+
+    return t->up != NULL && try_until(t, now_ms()) == WHY_NONE;
+}
+
+/* Both have failed.  A server that was there, and not who it should be, tells
+ * more than nobody at the other door; and TCP that was given up for QUIC says
+ * nothing at all. */
+static void
+choose_failure(struct fail *tcp, const struct fail *quic)
+{
+    bool was_there =
+        quic->why == WHY_CERT || quic->why == WHY_ALERT || quic->why == WHY_TLS;
+    bool nobody = tcp->why == WHY_REFUSED || tcp->why == WHY_UNREACHABLE ||
+                  tcp->why == WHY_CONNECT_LATE;
+
+    if ((was_there && nobody) ||
+        (tcp->why == WHY_OVER && quic->why != WHY_NONE))
+        *tcp = *quic;
+}
+
+/* TCP beside QUIC that has not answered yet. */
+static struct upstream *
+race_both(struct quic_try *t, const struct wish *w, struct dialling *turn,
+          struct fail *f)
+{
+    const struct client *c = t->client;
+    struct watch watch = {try_is_ready, t};
+    struct wish watched = *w;
+    struct upstream *tcp;
+    bool again;
+
+    watched.watch = &watch;
+    tcp = take_tcp(c, &watched, NULL, false, turn, &again, f);
+    if (tcp != NULL && t->up != NULL && try_until(t, now_ms()) == WHY_LATE) {
+        struct fail late = {.why = WHY_CONNECT_LATE,
+                            .side = SIDE_ORIGIN,
+                            .op = "QUIC handshake"};
+
+        session_failed(c->weir->upstreams->sessions, w->origin, &late);
+        upstream_free(t->up); /* its session may still become one */
+        t->up = NULL;
+    }
+    if (tcp == NULL)
+        (void)try_until(t, t->from_us / 1000 + c->conf->connect_s * 1000LL);
+    if (t->up == NULL)
+        return tcp;
+    upstream_give(c, tcp);
+    *f = (struct fail){0};
+    return t->up;
+}
+
+/*
+ * QUIC first, TCP as well where that has not answered in time, or TCP alone
+ * where it failed.  Nothing was sent yet that could be lost.
+ *
+ * turn  the caller's, for this origin
+ */
+static struct upstream *
+race(const struct client *c, const struct wish *w, const struct altsvc *at,
+     struct dialling *turn, struct fail *f)
+{
+    struct quic_try t = {.client = c, .origin = w->origin, .at = at};
+    struct upstream *up = NULL;
+    enum why why = try_begin(&t);
+    bool again;
+
+    if (why == WHY_NONE)
+        why = try_until(&t, now_ms() + HEAD_START);
+    if (why == WHY_NONE)
+        up = t.up;
+    else if (why == WHY_LATE)
+        up = race_both(&t, w, turn, f);
+    if (up != NULL && up == t.up) {
+        altsvc_worked(c->weir->upstreams->altsvcs, w->origin);
+        if (upstream_serves(up, w->upgrade))
+            return up;
+        upstream_free(up);
+        up = NULL;
+        why = WHY_NONE;
+    }
+    if (up == NULL && why != WHY_LATE)
+        up = take_tcp(c, w, NULL, false, turn, &again, f);
+    if (up == NULL)
+        choose_failure(f, &t.fail);
+    return up;
+}
+
+/* ---- taking -------------------------------------------------------------- */
+
+/* A way by one parent (NULL: directly).  *again: the next one may do better.
+ * One that is to be fresh is asked for because another did not do. */
+static struct upstream *
+take_by(const struct client *c, const struct wish *w, struct parent *parent,
+        bool fresh, bool *again, struct fail *f)
+{
+    struct sessions *ss = c->weir->upstreams->sessions;
+    struct dialling *turn;
+    struct upstream *up;
+    struct altsvc at;
+
+    *again = false;
+    if (fresh || !quic_wanted(c, w->origin, parent, w->upgrade, &at))
+        return take_tcp(c, w, parent, fresh, NULL, again, f);
+    if ((up = take_quic(c, w->origin, w->upgrade)) != NULL)
+        return up;
+    if (!quic_may_try(c, w))
+        return take_tcp(c, w, parent, false, NULL, again, f);
+    if ((turn = sessions_turn(ss, w->origin, NULL, turn_ends(c))) == NULL) {
+        if ((up = take_quic(c, w->origin, w->upgrade)) != NULL)
+            return up;
+        return take_tcp(c, w, parent, false, NULL, again, f);
+    }
+    up = race(c, w, &at, turn, f);
     sessions_turned(ss, turn);
     return up;
 }
@@ -460,6 +751,38 @@ take_waiting(const struct client *c, const struct origin *o,
     return up;
 }
 
+/* Is a way of HTTP/3 at hand (*up), or worth trying (*up NULL)? */
+static bool
+tries_quic(const struct client *c, const struct origin *o,
+           const struct parent *parent, struct span upgrade,
+           struct upstream **up)
+{
+    struct wish w = {.origin = o, .upgrade = upgrade};
+    struct altsvc at;
+
+    *up = NULL;
+    if (!quic_wanted(c, o, parent, upgrade, &at))
+        return false;
+    *up = take_quic(c, o, upgrade);
+    return *up != NULL || quic_may_try(c, &w);
+}
+
+/* Is there something better for this origin than a way over TCP that is still
+ * bare?  Then that is for the cache, and upstream_take() for the caller. */
+bool
+upstream_tries_quic(const struct client *c, const struct origin *o,
+                    struct span upgrade)
+{
+    struct parent *ways[WAYS_MAX];
+    struct upstream *up;
+    bool tries;
+
+    (void)parent_choose(c->conf, o, ways);
+    tries = tries_quic(c, o, ways[0], upgrade, &up);
+    upstream_free(up);
+    return tries;
+}
+
 /* A way that is there already; NULL: there is none.  Does not wait, unless for
  * an upgrade.  Only the first choice counts: others are for when that fails. */
 static struct upstream *
@@ -470,14 +793,17 @@ take_at_hand(const struct client *c, const struct origin *o,
     struct upstream *up;
 
     (void)parent_choose(c->conf, o, ways);
+    if (!fresh && tries_quic(c, o, ways[0], upgrade, &up))
+        return up;
     up = fresh ? NULL : cache_take_alive(c, o, ways[0]);
     if (up != NULL && up->http != NULL) {
         up->reused = true;
         return up;
     }
     upstream_give(c, up); /* bare: somebody has to make it ready */
-    return may_share(c, o, ways[0]) ? take_shared(c, o, ways[0], upgrade)
-                                    : NULL;
+    return may_share(c, o, ways[0])
+               ? take_shared(c, o, ways[0], HTTP_2, upgrade)
+               : NULL;
 }
 
 struct taking { /* upstream_take() by a worker, for a fiber */
@@ -572,15 +898,19 @@ upstream_give(const struct client *c, struct upstream *up)
 bool
 upstream_has(const struct client *c, const struct origin *o)
 {
+    static const struct span none = {"", 0};
     struct parent *ways[WAYS_MAX];
     struct upstream *up;
+    struct altsvc at;
 
     if (match_find(c->conf->target_deny, o->host, o->port) != NULL)
         return false;
     (void)parent_choose(c->conf, o, ways);
     up = cache_take_alive(c, o, ways[0]);
     if (up == NULL && may_share(c, o, ways[0]))
-        up = take_shared(c, o, ways[0], (struct span){"", 0});
+        up = take_shared(c, o, ways[0], HTTP_2, none);
+    if (up == NULL && quic_wanted(c, o, ways[0], none, &at))
+        up = take_quic(c, o, none);
     if (up == NULL)
         return false;
     if (up->stream != NULL)
@@ -621,6 +951,31 @@ upstream_judge(const struct client *c, struct upstream *up,
                        f->why == WHY_LATE || f->received != 0)))
         return;
     parent_judge(up->parent, f, c->id);
+}
+
+/*
+ * upstream_learn - an answer has come by this way: what does it say of others?
+ *
+ * Who is to be believed is an origin that has proved its name, at no parent's
+ * word, and with http3 = auto alone.
+ */
+void
+upstream_learn(const struct client *c, const struct upstream *up,
+               struct head *res)
+{
+    struct altsvcs *as = c->weir->upstreams->altsvcs;
+    const struct field *age = head_find(res, "Age", NULL);
+    struct span said = head_joined(res, "Alt-Svc");
+    uint64_t age_s = 0;
+
+    if (!c->conf->http3_auto || !up->origin.tls || up->parent != NULL)
+        return;
+    if (age != NULL && !span_number(age->value, &age_s))
+        age_s = 0;
+    if (res->status == 421 && up->alt_used[0] != '\0')
+        altsvc_forget(as, &up->origin); /* RFC 7838 section 6 */
+    else if (said.len > 0)
+        altsvc_learn(as, &up->origin, said, age_s, now_ms());
 }
 
 /* The Via so far.  It keeps its end if it is long: a loop of proxies still
@@ -712,7 +1067,8 @@ upstreams_new(const struct config *conf, char *err, size_t cap)
         upstreams_free(us);
         return NULL;
     }
-    if ((us->sessions = sessions_new(us->secure)) == NULL) {
+    if ((us->altsvcs = altsvcs_new()) == NULL ||
+        (us->sessions = sessions_new(us->secure, us->altsvcs)) == NULL) {
         snprintf(err, cap, "out of memory");
         upstreams_free(us);
         return NULL;
@@ -759,6 +1115,7 @@ upstreams_free(struct upstreams *us)
         upstream_free(up);
     }
     sessions_free(us->sessions);
+    altsvcs_free(us->altsvcs);
     secure_free(us->secure);
     breaker_free(us->breaker);
     pthread_mutex_destroy(&us->lock);

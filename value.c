@@ -620,6 +620,31 @@ no_proxy_set(struct given *g)
     return *m != NULL && no_proxy_add(*m, g->value, g->wrong, sizeof(g->wrong));
 }
 
+static bool
+http3_add(struct given *g, const char *item)
+{
+    struct match **m = row_field(g->conf, g->row);
+
+    if (strcmp(item, "auto") == 0)
+        return g->conf->http3_auto = true;
+    if (*m == NULL)
+        *m = match_parse(NULL, g->wrong, sizeof(g->wrong));
+    return *m != NULL && match_add(*m, item, g->wrong, sizeof(g->wrong));
+}
+
+static bool
+http3_set(struct given *g)
+{
+    return list_each(g, http3_add);
+}
+
+static void
+http3_clear(struct config *conf, const struct setting *row)
+{
+    match_clear(conf, row);
+    conf->http3_auto = false;
+}
+
 /* The rule that a section [parent NAME] is about, made if it is new. */
 static struct parent_rule *
 rule_find(struct given *g)
@@ -700,6 +725,7 @@ static const struct {
     [KIND_MATCH] = {true, match_set, match_clear},
     [KIND_RESOLVE] = {true, resolve_set, list_clear},
     [KIND_NO_PROXY] = {true, no_proxy_set, match_clear},
+    [KIND_HTTP3] = {true, http3_set, http3_clear},
     [KIND_WAYS] = {true, ways_set, ways_reset},
     [KIND_URL] = {true, url_set, rules_clear},
     [KIND_HOSTS] = {true, hosts_set, rules_clear},

@@ -71,6 +71,7 @@ sub refused($what, $ask)
     like $w->wait_log(qr/is reached again/), qr/port $port/, 'the log says so';
     $done = $w->client;
     $done->put(request('GET', "http://127.0.0.1:$port/"));
+    $s = $l->accept if Weir::first_of($l, $s) == $l; # or the one that is kept
     like $s->get_head, qr{^GET / }, 'and it is asked again';
     $w->stop;
 }

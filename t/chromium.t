@@ -201,13 +201,34 @@ ok $w->wait_log(qr/ close .*spoke=(?:tls|intercepted)\+http\/2/),
     'inside of a tunnel in HTTP/2';
 
 # A page in the clear, and one whose certificate is no good.
+my ($echo_script) = $page =~ /^(function echo.*?^\})/ms;
 my $plain = origin(sub ($c) {
     while (my $r = $c->get_request) {
+        return echo($c, $r) if $r->{target} eq '/echo';
         $c->note("seen $r->{target} " . (field($r, 'via') // 'direct'));
-        answer($c, 'text/html', '<!doctype html><p>in the clear</p>');
+        $c->note("ws $r->{body}") if $r->{method} eq 'POST';
+        answer($c, 'text/html', '<!doctype html><p>in the clear</p>'
+                . ($r->{target} eq '/ws' ? '<script>'
+                . $echo_script =~ s/wss:/ws:/r . <<'END' : ''));
+const tell = what => fetch('/told', {method: 'POST', body: String(what)});
+echo(20, 100).then(() => echo(3, 60000)).then(tell, tell);
+</script>
+END
     }
 });
 my $proxy = 'https://localhost:' . $w->port;
+my $n_ws = 0;
+for my $by ($proxy, 'http://' . $w->addr) {
+    my $browser = browse($by, 'http://' . $plain->addr . '/ws',
+        '--remote-debugging-port=0');
+    my @told;
+    eval {
+        wait_for('word of the WebSockets',
+            sub { (@told = $plain->notes =~ /^ws (.*)/mg) > $n_ws });
+    };
+    is $told[ $n_ws++ ], 3, 'ws:// through ' . $by =~ s/:.*//r;
+    stop_process($browser);
+}
 my $dom = browse($proxy, 'http://' . $plain->addr . '/clear', '--dump-dom');
 is reap($dom), 0, 'a page in the clear';
 like slurp($dom->{out}), qr{<p>in the clear</p>}, 'is shown';

@@ -533,6 +533,36 @@ test_hosts(void)
 }
 
 static void
+test_http3(void)
+{
+    struct config *conf = read_text("[upstream]\nhttp3 = *.a.test, auto\n"
+                                    "http3 = b.test:8443\n");
+
+    ok(conf != NULL && conf->http3_auto, "http3: the word auto");
+    ok(conf != NULL && match_host(conf->http3_hosts, "x.a.test", 443) &&
+           match_host(conf->http3_hosts, "b.test", 8443) &&
+           !match_host(conf->http3_hosts, "auto", 443),
+       "and hosts beside it");
+    config_give(conf);
+    write_ini("[upstream]\nhttp3 = auto, a.test\n");
+    conf = read_set("t.ini", "upstream.http3=c.test");
+    ok(conf != NULL && !conf->http3_auto &&
+           match_host(conf->http3_hosts, "c.test", 443) &&
+           !match_host(conf->http3_hosts, "a.test", 443),
+       "--set replaces both");
+    config_give(conf);
+    conf = read_set("t.ini", "upstream.http3=");
+    ok(conf != NULL && !conf->http3_auto && match_empty(conf->http3_hosts),
+       "and can empty them");
+    config_give(conf);
+    conf = defaults();
+    ok(!conf->http3_auto && match_empty(conf->http3_hosts) &&
+           !conf->alt_svc_keep,
+       "nobody is tried by default, and Alt-Svc is stripped");
+    config_give(conf);
+}
+
+static void
 test_paths(void)
 {
     const char *home = getenv("HOME");
@@ -938,6 +968,7 @@ main(void)
     test_listen();
     test_listen_mistakes();
     test_hosts();
+    test_http3();
     test_paths();
     test_resolve();
     test_unknown();

@@ -123,12 +123,12 @@ for my $who ('client', 'origin') {
 
 # ---- time
 {
-    my $short = Weir->start(set => [ 'intercept.enable=no', 'proxy.idle_s=2',
-        'tunnel.half_closed_s=1' ]);
+    my $short = Weir->start(set => [ 'intercept.enable=no', 'proxy.idle_s=3',
+        'tunnel.half_closed_s=2' ]);
     { # one clock for both directions: traffic down keeps the quiet way up
         my ($c, $s) = tunnel($short);
         my $from = time;
-        while (time - $from < 3.5) {
+        while (time - $from < 4) {
             $s->put('x');
             $c->get(1);
             select undef, undef, undef, 0.3; # the rhythm is what is tried
@@ -138,7 +138,7 @@ for my $who ('client', 'origin') {
         $from = time;
         is $c->get_eof, '', 'quiet both ways, it ends';
         is $s->get_eof, '', 'on both sides';
-        cmp_ok time - $from, '>', 1.5, 'not before idle_s';
+        cmp_ok time - $from, '>', 2.5, 'not before idle_s';
     }
     {
         my ($c, $s) = tunnel($short);

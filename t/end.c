@@ -798,6 +798,78 @@ tls_two_threads(void)
     end_clear(&e);
 }
 
+/* ---- two ends that are each other's peer ----------------------------------
+ */
+
+static void
+pair(struct end *a, struct end *b)
+{
+    int fds[2];
+
+    NEED(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == 0);
+    end_init(a, fds[0], SIDE_ORIGIN, LIMIT_MS);
+    end_init(b, fds[1], SIDE_CLIENT, LIMIT_MS);
+    NEED(end_pair(a, b));
+}
+
+static void
+say(struct end *e, const char *text)
+{
+    struct iovec iov = {(void *)text, strlen(text)};
+    struct fail f = {0};
+
+    NEED(end_write(e, &iov, 1, &f) == WHY_NONE);
+}
+
+static void
+pairs(void)
+{
+    struct end a, b;
+    struct fail f = {0};
+    char buf[16];
+    size_t n = 0;
+
+    pair(&a, &b);
+    say(&a, "all");
+    is_int(end_finish(&a, &f), WHY_NONE, "one of a pair finishes");
+    is_int(end_read(&b, buf, sizeof buf, &n, &f), WHY_NONE, "what it said");
+    is_int(end_read(&b, buf, sizeof buf, &n, &f), WHY_EOF, "then its end");
+    say(&b, "back");
+    is_int(end_read(&a, buf, sizeof buf, &n, &f), WHY_NONE, "the other way");
+    end_cut(&b);
+    end_clear(&b);
+    is_int(end_read(&a, buf, sizeof buf, &n, &f), WHY_CUT, "is cut by itself");
+    is_int(f.side, SIDE_ORIGIN, "by whom it is read from");
+    end_clear(&a);
+
+    pair(&a, &b);
+    f = (struct fail){0};
+    end_clear(&a);
+    is_int(end_read(&b, buf, sizeof buf, &n, &f), WHY_EOF,
+           "to be closed is no cut");
+    end_clear(&b);
+
+    pair(&a, &b);
+    say(&a, "part");
+    end_cut(&a);
+    end_clear(&a);
+    b.no_wait = true;
+    is_int(end_read(&b, buf, sizeof buf, &n, &f), WHY_NONE,
+           "what was said before a cut");
+    is_int(n, 4, "all of it");
+    is_int(end_read(&b, buf, sizeof buf, &n, &f), WHY_CUT,
+           "then the cut, without waiting");
+    end_clear(&b);
+
+    pair(&a, &b);
+    f = (struct fail){0};
+    end_cut(&b);
+    is_int(end_read(&b, buf, sizeof buf, &n, &f), WHY_EOF,
+           "who cuts reads no more");
+    end_clear(&a);
+    end_clear(&b);
+}
+
 int
 main(void)
 {
@@ -814,6 +886,7 @@ main(void)
     plain_wakes();
     plain_quiet();
     plain_splice();
+    pairs();
     for (size_t i = 0; i < sizeof versions / sizeof versions[0]; i++)
         tls_bytes(versions[i]);
     tls_quiet();

@@ -6,8 +6,8 @@ use Socket qw(AF_INET SOCK_STREAM inet_aton pack_sockaddr_in);
 use Test::More;
 use Weir;
 
-my $w = Weir->start(set => [ 'intercept.enable=no', 'upstream.response_s=1',
-    'upstream.connect_s=1', 'proxy.idle_s=2', 'proxy.via=tester' ]);
+my $w = Weir->start(set => [ 'intercept.enable=no', 'upstream.response_s=3',
+    'upstream.connect_s=3', 'proxy.idle_s=6', 'proxy.via=tester' ]);
 
 sub is_error($name, $got, $status, $error)
 {

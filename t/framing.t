@@ -206,7 +206,7 @@ my $post = "POST http://ORIGIN/x HTTP/1.1\r\nHost: ORIGIN\r\n";
 }
 
 { # both bodies are open: one that moves keeps the other, silent one
-    my $short = Weir->start(set => [ 'intercept.enable=no', 'proxy.idle_s=1' ]);
+    my $short = Weir->start(set => [ 'intercept.enable=no', 'proxy.idle_s=3' ]);
     my $l = listener();
     my $c = $short->client;
     $c->put(("${post}Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
@@ -216,10 +216,10 @@ my $post = "POST http://ORIGIN/x HTTP/1.1\r\nHost: ORIGIN\r\n";
     $s->put("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
             . "5\r\nfirst\r\n");
     $c->get_until(qr/first\r\n/);
-    for (1 .. 12) {
+    for (1 .. 11) {
         $c->put("1\r\nb\r\n");
         $s->get_until(qr/b\r\n/);
-        select undef, undef, undef, 0.25; # the rhythm is what is tried
+        select undef, undef, undef, 0.3; # the rhythm is what is tried
     }
     $c->put("0\r\n\r\n");
     like $s->get_until(qr/0\r\n\r\n/), qr/0\r\n/, 'a long upload arrives';

@@ -104,6 +104,42 @@ my ($port) = $at =~ /:(\d+)/;
     $r = Weir::curl(undef, @by, 'http://' . $plain->addr . '/', '-d', 'x=1');
     is $r->{out}, 'x=1', 'a request to the https:// proxy in HTTP/2';
 }
+# ---- curl, in HTTP/2 to an https:// proxy
+{
+    my @ca = ('--cacert', $w->ca);
+    my $r = $w->curl_h2(@ca, '--http2', 'https://good.test/8m');
+    is sha256_hex($r->{out}), sha256_hex(slurp("$root/8m")),
+        'curl --proxy-http2: CONNECT, HTTP/2 inside';
+    is $r->{version}, 2, '  by ALPN';
+    $r = $w->curl_h2(@ca, '--http1.1', '-T', "$root/8m",
+        'https://good.test/up');
+    is $r->{exit}, 0, '  an upload of 8 MB, HTTP/1 inside';
+    $r = $w->curl_h2('-p', "http://127.0.0.1:$h2c_port/1k",
+        '--http2-prior-knowledge');
+    is length $r->{out}, 1024, '  CONNECT to what is no TLS';
+    my $echo = origin(sub ($c) {
+        while (my $r = $c->get_request) {
+            $c->put("HTTP/1.1 200 OK\r\nContent-Length: "
+                    . length($r->{body}) . "\r\n\r\n$r->{body}");
+        }
+    });
+    $r = $w->curl_h2('--data-binary', "\@$root/8m", 'http://' . $echo->addr);
+    is sha256_hex($r->{out}), sha256_hex(slurp("$root/8m")),
+        '  a request, 8 MB up and down';
+    $r = $w->curl_h2('http://127.0.0.1:' . closed_port() . '/');
+    is $r->{code}, 502, '  an origin that refuses';
+    $r = $w->curl_h2(@ca, 'https://127.0.0.1:' . closed_port() . '/');
+    is $r->{exit}, 56, '  and a CONNECT to one';
+    my $many = scratch('many', 1);
+    $r = $w->curl_h2(@ca, '-Z', '--parallel-max', 50, '-o', "$many/#1",
+        'https://good.test/1k?[1-200]');
+    is $r->{exit}, 0, '  200 at once';
+    is scalar(grep { -s == 1024 } glob "$many/*"), 200, '  all of them whole';
+    $r = $w->curl_h2(@ca, '-Z', '--parallel-max', 20, '-o', "$many/a#1",
+        'http://' . $echo->addr . '/[1-40]', '--data-binary', "\@$root/1k");
+    is scalar(grep { -s == 1024 } glob "$many/a*"), 40,
+        '  40 requests with content';
+}
 # ---- much at once: 50 streams echo 640 KiB each, one of them is paused
 {
     my $l = origin(sub ($c) {

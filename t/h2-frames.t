@@ -89,6 +89,126 @@ sub preface_and_settings
     }
 }
 
+# What has to be taken, in every form that RFC 9113 and RFC 7541 allow.
+sub allowed
+{
+    my @post   = get('/', 'POST');
+    my $weight = sub ($on, $weight) { pack 'NC', $on, $weight };
+    { # 5.1: a stream in other states
+        my $c = fresh;
+        $c->put('PRIORITY', 0, 1, $weight->(0, 255));
+        lives($c, '5.1 PRIORITY on an idle stream');
+        served($c, $c->request([ get() ]), '  which is opened then');
+        $c->put('PRIORITY', 0, 1, $weight->(0, 255));
+        lives($c, '5.1 PRIORITY on a closed stream');
+    }
+    for my $between ('', 'PRIORITY') {
+        my $c = fresh(settings => Weir::H2::setting(4, 0));
+        my $id = $c->request([ get() ]);
+        $c->put('PRIORITY', 0, $id, $weight->(0, 255)) if $between;
+        $c->put('WINDOW_UPDATE', 0, $id, pack 'N', 1);
+        $c->until(sub { length $c->stream($id)->{body} });
+        is length $c->stream($id)->{body}, 1,
+            "5.1 WINDOW_UPDATE on a half-closed stream $between";
+    }
+    {
+        my $c = fresh;
+        $c->put('RST_STREAM', 0, $c->request([ get() ]), pack 'N', 8);
+        lives($c, '5.1 RST_STREAM on a half-closed stream');
+    }
+    { # 6.1
+        my $c = fresh;
+        my $id = $c->request(\@post, end => 0);
+        $c->data($id, 'test', 1);
+        is $c->answer($id)->{status}, 405, '6.1 DATA';
+        $id = $c->request(\@post, end => 0);
+        $c->data($id, 'test');
+        $c->data($id, 'test', 1);
+        is $c->answer($id)->{status}, 405, '6.1 DATA, twice';
+        $id = $c->request(\@post, end => 0);
+        $c->put('DATA', 9, $id, "\x06test" . "\0" x 6);
+        is $c->answer($id)->{status}, 405, '6.1 DATA with padding';
+        $id = $c->request(\@post, end => 0);
+        $c->put('HEADERS', 5, $id, Weir::H2::hpack('x-test', 'ok'));
+        is $c->answer($id)->{status}, 405, '8.1 trailers';
+        $id = $c->request([ get('/', 'HEAD') ]);
+        my $s = $c->answer($id);
+        is "$s->{status}$s->{body}", 200, '8.1 HEAD';
+    }
+    { # 6.2
+        my $block = Weir::H2::hpack(get());
+        for my $case (['padding', 13, "\x03$block\0\0\0"],
+            ['priority', 37, $weight->(0, 255) . $block])
+        {
+            my ($what, $flags, $payload) = @$case;
+            my $c = fresh;
+            $c->put('HEADERS', $flags, 1, $payload);
+            served($c, 1, "6.2 HEADERS with $what");
+        }
+    }
+    for my $case (['weight 1', 1, 0, 0], ['weight 256', 1, 0, 255],
+        ['a dependency', 3, 1, 0], ['an exclusive one', 1, 0x80000000, 0],
+        ['a stream above', 3, 0, 255])
+    { # 6.3
+        my ($what, $id, $on, $weight_of) = @$case;
+        my $c = fresh;
+        $c->put('PRIORITY', 0, $id, $weight->($on, $weight_of));
+        served($c, $c->request([ get() ]), "6.3 PRIORITY with $what");
+    }
+    { # 6.4, 6.8, 6.9
+        my $c = fresh;
+        $c->put('RST_STREAM', 0, $c->request(\@post, end => 0), pack 'N', 8);
+        lives($c, '6.4 RST_STREAM');
+        $c->put('WINDOW_UPDATE', 0, 0, pack 'N', 1);
+        my $id = $c->request(\@post, end => 0);
+        $c->put('WINDOW_UPDATE', 0, $id, pack 'N', 1);
+        $c->data($id, '', 1);
+        is $c->answer($id)->{status}, 405, '6.9 WINDOW_UPDATE';
+    }
+    {
+        my $c = fresh;
+        $c->put('GOAWAY', 0, 0, pack 'NN', 0, 0);
+        is $c->ending, 'eof', '6.8 GOAWAY: the connection ends';
+    }
+    { # 6.5.3
+        my $c = fresh;
+        $c->put('SETTINGS', 0, 0, Weir::H2::setting(4, 100, 4, 1));
+        my $acks = 0;
+        while ($acks < 2 && (my $f = $c->get_frame)) {
+            $acks++ if $f->{type} eq 'SETTINGS' && $f->{flags} & 1;
+        }
+        is $acks, 2, '6.5.3 SETTINGS are acknowledged';
+        my $id = $c->request([ get() ]);
+        $c->until(sub { length $c->stream($id)->{body} });
+        is length $c->stream($id)->{body}, 1, '6.5.3 the last value counts';
+    }
+    my $name  = Weir::H2::hpack_string('x-test');
+    my $value = Weir::H2::hpack_string('value');
+    my $coded = "\x85\xf2\xb2\x4a\x84\xff\x84\x9c\x48\xac\xa4"; # x-test: h2spec
+    for my $case (
+        ['6.1 an indexed field', "\xba"],
+        ['6.2.1 with indexing, a name of the table', "\x7a$value"],
+        ['6.2.1 with indexing, a new name', "\x40$name$value"],
+        ['6.2.1 with indexing, in Huffman code', "\x40$coded"],
+        ['6.2.2 without indexing, a name of the table', "\x0f\x2b$value"],
+        ['6.2.2 without indexing, in Huffman code', "\0$coded"],
+        ['6.2.3 never indexed, a name of the table', "\x1f\x2b$value"],
+        ['6.2.3 never indexed, a new name', "\x10$name$value"],
+        ['6.2.3 never indexed, in Huffman code', "\x10$coded"],
+    ) {
+        my ($what, $more) = @$case;
+        my $c = fresh;
+        $c->put('HEADERS', 5, 1, Weir::H2::hpack(get()) . $more);
+        served($c, 1, "7541 $what");
+    }
+    for my $case (['one size update', "\x20"], ['two', "\x20\x3f\xe1\x1f"]) {
+        my ($what, $first) = @$case;
+        my $c = fresh;
+        $c->put('HEADERS', 5, 1, $first . Weir::H2::hpack(get()));
+        served($c, 1, "7541 6.3 $what");
+    }
+}
+
 sub frames
 {
     { # 4.1
@@ -173,16 +293,31 @@ sub streams
         dies($c, '5.1 CONTINUATION after END_HEADERS', 'PROTOCOL_ERROR',
             'STREAM_CLOSED');
     }
-    { # closed
+    for my $case (['DATA', 1, 'x'], ['HEADERS', 5, Weir::H2::hpack(get())],
+        ['CONTINUATION', 4, Weir::H2::hpack('x', 'y')])
+    { # closed by the client's reset
+        my ($type, $flags, $payload) = @$case;
+        my $c = fresh;
+        my $id = $c->request([ get('/', 'POST') ], end => 0);
+        $c->put('RST_STREAM', 0, $id, pack 'N', 8);
+        $c->put($type, $flags, $id, $payload);
+        resets($c, $id, "5.1 $type after RST_STREAM", 'STREAM_CLOSED',
+            $type eq 'CONTINUATION' ? 'PROTOCOL_ERROR' : ());
+    }
+    { # closed by both
         my $c = fresh;
         my $id = $c->request([ get() ]);
         served($c, $id, 'a request');
         $c->data($id, 'x', 1);
-        $c->put('PING', 0, 0, 'xxxxxxxx');
-        my $f;
-        1 while ($f = $c->get_frame) && $f->{type} ne 'PING';
-        my $how = $c->{streams}{$id}{reset} // $c->{goaway} // 'nothing';
-        is $how, 'STREAM_CLOSED', '5.1 DATA on a closed stream';
+        dies($c, '5.1 DATA on a closed stream', 'STREAM_CLOSED');
+    }
+    {
+        my $c = fresh;
+        my $id = $c->request([ get() ]);
+        served($c, $id, 'a request');
+        $c->put('CONTINUATION', 4, $id, Weir::H2::hpack('x', 'y'));
+        dies($c, '5.1 CONTINUATION on a closed stream', 'STREAM_CLOSED',
+            'PROTOCOL_ERROR');
     }
     {
         my $c = fresh;
@@ -382,6 +517,15 @@ sub flow_control
         is length $c->{streams}{$id}{body}, 4,
             '6.9.2 a window that was negative';
     }
+    {
+        my $c = fresh(settings => Weir::H2::setting(4, 0));
+        my $silent = listener();
+        my $id = $c->request([ Weir::H2::get($silent->addr) ]);
+        $c->put('WINDOW_UPDATE', 0, $id, pack 'N', 2**31 - 1);
+        $c->put('SETTINGS', 0, 0, Weir::H2::setting(4, 1));
+        resets($c, $id, '6.9.2 SETTINGS that make a window overflow',
+            'FLOW_CONTROL_ERROR');
+    }
     { # 6.10
         my $c = fresh;
         my $block = Weir::H2::hpack(get());
@@ -395,6 +539,33 @@ sub flow_control
         $c->put('HEADERS', 1, 1, Weir::H2::hpack(get()));
         $c->put('CONTINUATION', 4, 3, Weir::H2::hpack('x', 'y'));
         dies($c, '6.10 CONTINUATION of another stream', 'PROTOCOL_ERROR');
+    }
+    {
+        my $c = fresh;
+        $c->put('HEADERS', 1, 1, Weir::H2::hpack(get()));
+        $c->put('CONTINUATION', 4, 0, Weir::H2::hpack('x', 'y'));
+        dies($c, '6.10 CONTINUATION on stream 0', 'PROTOCOL_ERROR');
+    }
+    {
+        my $c = fresh;
+        $c->put('HEADERS', 1, 1, Weir::H2::hpack(get()));
+        $c->put('CONTINUATION', 4, 1, Weir::H2::hpack('x', 'y'));
+        $c->put('CONTINUATION', 4, 1, Weir::H2::hpack('x', 'y'));
+        dies($c, '6.10 CONTINUATION after the last one', 'PROTOCOL_ERROR');
+    }
+    {
+        my $c = fresh;
+        $c->put('HEADERS', 0, 1, Weir::H2::hpack(get('/', 'POST')));
+        $c->put('CONTINUATION', 0, 1, Weir::H2::hpack('x', 'y'));
+        $c->put('DATA', 1, 1, 'test');
+        dies($c, '6.10 DATA between CONTINUATION frames', 'PROTOCOL_ERROR');
+    }
+    {
+        my $c = fresh;
+        $c->put('HEADERS', 0, 1, Weir::H2::hpack(get('/', 'POST')));
+        $c->put('DATA', 1, 1, 'test');
+        $c->put('CONTINUATION', 0, 1, Weir::H2::hpack('x', 'y'));
+        dies($c, '6.10 CONTINUATION behind DATA', 'PROTOCOL_ERROR');
     }
     {
         my $c = fresh;
@@ -532,6 +703,7 @@ for my $leg ('cleartext', 'TLS') {
     $tls = $leg eq 'TLS';
     note "---- $leg";
     preface_and_settings();
+    allowed();
     frames();
     streams();
     frame_types();

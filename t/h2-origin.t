@@ -3,6 +3,7 @@
 # request when one of them ends.
 use v5.36;
 use lib 't/lib';
+use Digest::SHA qw(sha1_base64);
 use Test::More;
 use Weir;
 use Weir::H2;
@@ -285,6 +286,73 @@ for my $method ('GET', 'POST') { # GOAWAY
     $o->until(sub { $s->{body} eq 'ping' });
     $o->data($s->{id}, 'pong', 1);
     is $h1->get_eof, 'pong', 'bytes both ways, and the end';
+}
+{ # an origin that speaks HTTP/2, but WebSocket in HTTP/1 alone
+    my $certs = certs();
+    my $o = origin(sub ($c) {
+        if (($c->{sock}->alpn_selected // '') eq 'h2') {
+            my $h2 = Weir::H2->server($c);
+            while (my $s = $h2->next_request) {
+                $h2->reply($s->{id}, 200, [], 'h2');
+            }
+            return;
+        }
+        my $r = $c->get_request or return;
+        $c->put("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
+                . "Upgrade: websocket\r\nSec-WebSocket-Accept: "
+                . sha1_base64(field($r, 'sec-websocket-key')
+                . '258EAFA5-E914-47DA-95CA-C5AB0DC85B11') . "=\r\n\r\n");
+        $c->put('pong' . $c->get(4));
+        $c->get_eof;
+    }, tls => { $certs->{good}->%*, alpn => [ 'h2', 'http/1.1' ] });
+    my $w = Weir->start(set => [ 'resolve.good.test=127.0.0.1:' . $o->port,
+        "upstream.upstream_ca=$certs->{ca}{cert}" ]);
+    my $wire = $w->client;
+    $wire->connect('good.test:443');
+    $wire->tls_client(alpn => ['h2'], ca => $w->ca, sni => 'good.test')
+        or die "TLS: $wire->{error}\n";
+    my $c = Weir::H2->client($wire);
+    my @at = (':scheme', 'https', ':authority', 'good.test', ':path', '/');
+    for my $turn (1, 2) {
+        is $c->answer($c->request([ ':method', 'GET', @at ]))->{body}, 'h2',
+            'an origin that speaks HTTP/2';
+        my $id = $c->request([ ':method', 'CONNECT', ':protocol', 'websocket',
+            @at, 'sec-websocket-version', 13 ], end => 0);
+        my $s = $c->stream($id);
+        $c->until(sub { $s->{status} || $s->{reset} });
+        is $s->{status}, 200, 'without RFC 8441: WebSocket all the same';
+        $c->data($id, 'ping');
+        $c->until(sub { length $s->{body} >= 8 || $s->{reset} });
+        is $s->{body}, 'pongping', 'bytes both ways';
+        $c->data($id, '', 1);
+        $c->until(sub { $s->{end} || $s->{reset} });
+        is $s->{end}, 1, 'and its end';
+    }
+    like $o->notes, qr{^GET / HTTP/1.1\|}m, 'by HTTP/1';
+    $wire->close;
+    $w->stop;
+}
+{ # an origin's settings: what we send it fits
+    my $l = listener();
+    my $c = client();
+    my $id = $c->request([ get($l, '/', 'POST'), 'x-one', 'two' ], end => 0);
+    my $o = origin_of($l, settings => Weir::H2::setting(1, 0, 4, 1000));
+    my $s = $o->next_request;
+    is fields_of($s, 'x-one'), 'two', 'an origin without a dynamic table';
+    $c->data($id, 'x' x 3000, 1);
+    $o->until(sub { length $s->{body} >= 1000 });
+    ok $o->alive, 'a window of 1000';
+    is length $s->{body}, 1000, 'is kept to';
+    $o->put('WINDOW_UPDATE', 0, $s->{id}, pack 'N', 5000);
+    $o->until(sub { $s->{end} });
+    is length $s->{body}, 3000, 'until it is opened';
+    $o->reply($s->{id}, 200, [], 'ok');
+    is $c->answer($id)->{body}, 'ok', 'answered';
+    $id = $c->request([ get($l, '/again'), 'x-one', 'two' ]);
+    $s = $o->next_request;
+    is_deeply $o->{table}, [], 'and nothing was put in the table';
+    $o->reply($s->{id}, 200, [], 'ok');
+    $c->answer($id);
 }
 { # an origin that is silent is asked whether it lives
     my $l = listener();

@@ -344,6 +344,24 @@ sub connect_to($c, $target)
     is scalar(grep { $_->[1]{end} } @open), 200, 'and its own end';
     $plain->stop('weir that only tunnels');
 }
+{ # a tunnel to a client with a small window, and frames of ours
+    my $l = listener();
+    my $c = client(settings => Weir::H2::setting(4, 1000));
+    my $id = $c->request([ ':method', 'CONNECT', ':authority', $l->addr ],
+        end => 0);
+    my $s = $c->stream($id);
+    my $o = $l->accept;
+    $c->until(sub { $s->{status} });
+    $o->put('x' x 20_000);
+    $o->close;
+    $c->until(sub { length $s->{body} >= 1000 });
+    ok $c->alive, 'CONNECT: a window of 1000';
+    is length $s->{body}, 1000, 'is kept to';
+    $c->put('WINDOW_UPDATE', 0, $id, pack 'N', 30_000);
+    $c->until(sub { $s->{end} || $s->{reset} });
+    is length $s->{body}, 20_000, 'until it is opened, to the end';
+    is $s->{end}, 1, 'which is a clean one';
+}
 { # looked into, by the hand-over
     my $l = listener();
     my $c = client();

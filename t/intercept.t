@@ -433,6 +433,15 @@ for my $case (
         or diag explain $r;
     like $r->{out}, qr/TLS/, 'that says TLS';
 }
+{ # its time is not the client's
+    my $mute = listener();
+    my $v = Weir->start(home => $w->home, set => [ 'proxy.head_s=1',
+        'upstream.connect_s=2' ]);
+    my $r = curl($v, '--cacert', $v->ca, 'https://' . $mute->addr . '/');
+    is $r->{code}, 504, 'an origin that never answers its TLS: 504 inside'
+        or diag explain $r;
+    $v->stop;
+}
 
 # ---- a client that does not trust us
 {

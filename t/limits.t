@@ -97,6 +97,29 @@ my $ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     is $n, 50, 'a client beside 100 unfinished heads is served';
     $w->stop;
 }
+{ # nor do those who begin with TLS and do not go on
+    my $w = Weir->start(set => [ 'proxy.workers=4', 'proxy.head_s=60' ]);
+    my $o = origin(sub ($c) { $c->put($ok) while $c->get_request });
+    my @slow = map { $w->client } 1 .. 20;
+    for my $i (0 .. $#slow) {
+        $slow[$i]->connect($o->addr) if $i % 2; # the others mean weir itself
+        $slow[$i]->put("\x16\x03\x01\x02\x00\x01\x00");
+    }
+    my $c = $w->client;
+    my $n = 0;
+    for (1 .. 50) {
+        $n++ if $c->ask('GET', "http://${\ $o->addr}/")->{body} eq 'ok';
+    }
+    is $n, 50, 'a client beside 20 unfinished ClientHellos is served';
+    unlike $w->log, qr/ClientHello/, 'while they wait';
+    $w->stop;
+    $w = Weir->start(set => [ 'proxy.head_s=1' ]);
+    $c = $w->client;
+    $c->put("\x16\x03\x01\x02\x00\x01\x00");
+    is $c->get_eof, '', 'after head_s such a client is left';
+    like $w->wait_log(qr/ClientHello/), qr/ close .*why=late/, 'as a late one';
+    $w->stop;
+}
 
 # ---- descriptors
 {

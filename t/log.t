@@ -92,7 +92,7 @@ sub exchanges($w, $re)
 # ---- who ended it, and why
 {
     my $w = Weir->start(set => [ 'intercept.enable=no',
-        'upstream.response_s=1', 'proxy.idle_s=1' ]);
+        'upstream.response_s=3', 'proxy.idle_s=3' ]);
     my $l = listener();
     my $go = sub ($path, $then) {
         my $c = $w->client;

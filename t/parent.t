@@ -19,7 +19,7 @@ my $http = 'http://127.0.0.1:' . $plain->port;
 my $https = 'https://127.0.0.1:' . $tls->port;
 my $ca    = certs()->{ca}{cert};
 my @set = ("upstream.upstream_ca=$ca", "upstream.parent_ca=$ca",
-    'upstream.breaker=no', 'intercept.sniff_ms=2000', 'proxy.grace_s=1');
+    'upstream.breaker=no', 'proxy.grace_s=1');
 
 sub weir(@more)
 {
@@ -178,12 +178,12 @@ my %bad = (
 );
 for my $what (sort keys %bad) {
     my $p = origin(sub ($s) { $s->get_head; $bad{$what}->($s) });
+    my $want = $what =~ /hangs|drips|HTTP\/2/ ? 504 : 502;
     my $w = weir('upstream.parent=http://127.0.0.1:' . $p->port,
-        'upstream.response_s=1', 'proxy.head_s=2');
+        $want == 504 ? ('upstream.response_s=1', 'proxy.head_s=2') : ());
     my $from = time;
     my $c    = $w->client;
     my $got  = $c->ask('CONNECT', 'name.test:443', ['Host: name.test:443']);
-    my $want = $what =~ /hangs|drips|HTTP\/2/ ? 504 : 502;
     is $got->{status}, $want, "a parent that $what" or diag $got->{head};
     like $got->{body}, qr{parent http://127\.0\.0\.1:@{[ $p->port ]}|http://127\.0\.0\.1:@{[ $p->port ]}},
         'is named';
@@ -211,7 +211,7 @@ my %socks = (
 for my $what (sort keys %socks) {
     my $p = origin(sub ($s) { $socks{$what}[0]->($s) });
     my $w = weir('upstream.parent=socks5://127.0.0.1:' . $p->port,
-        'upstream.response_s=1');
+        $what eq 'hangs' ? 'upstream.response_s=1' : ());
     my $got = $w->client->ask('CONNECT', 'name.test:443', ['Host: name.test:443']);
     is $got->{status}, $socks{$what}[1], "a SOCKS parent that $what"
         or diag $got->{head};
@@ -387,6 +387,43 @@ END
         set => [ @set, "upstream.parent=http://127.0.0.1:$p" ]);
     is curl($own, $http)->{code}, 403, 'ourselves as a parent: 403';
     $_->stop for @w, $own;
+}
+for my $other ('socks5', 'http') { # SOCKS has no Via: found out all the same
+    my @port = (free_port(), free_port());
+    my @w = map {
+        my $scheme = $_ ? $other : 'socks5';
+        Weir->start(listen => "127.0.0.1:$port[$_]", set => [ @set,
+            "upstream.parent=$scheme://127.0.0.1:$port[1 - $_]" ])
+    } 0, 1;
+    my $from = time;
+    my $r = curl($w[0], $http);
+    is $r->{code}, 502, "a loop by socks5 and $other is refused";
+    like $r->{out}, qr/socks5:\/\/\S+ answered [12]/, 'says who refused';
+    cmp_ok time - $from, '<', 5, 'soon';
+    like $w[0]->log . $w[1]->log, qr/why=loop.*seems to ask us/, 'as a loop';
+    is curl(undef, '--socks5-hostname', $w[0]->addr, $http)->{exit}, 97,
+        'a client of SOCKS, too';
+    $_->stop for @w;
+}
+{ # a crowd of clients on the parent's machine is no loop
+    my $l = listener();
+    my $w = weir('upstream.parent=socks5://127.0.0.1:' . $l->port);
+    my @c = map {
+        my $c = $w->client;
+        $c->put("CONNECT crowd.test:443 HTTP/1.1\r\nHost: x\r\n\r\n");
+        $c;
+    } 1 .. 80;
+    for my $n (1 .. 80) { # one after the other: some have to wait
+        my $s = $l->accept;
+        $s->get(3);
+        $s->put("\5\0");
+        $s->get(17);
+        $s->put("\5\0\0\1\0\0\0\0\0\0");
+        push $w->{kept}->@*, $s;
+    }
+    my @got = map { $_->get_answer(connect => 1)->{status} } @c;
+    is scalar(grep { $_ == 200 } @got), 80, 'a crowd is no loop' or diag "@got";
+    $w->stop;
 }
 
 # ---- mistakes in settings: told, without the password

@@ -4,6 +4,7 @@
  * Jobs here stop at a gate, so that the test decides who is busy.
  */
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -274,6 +275,54 @@ test_bad_stack(void)
     ok(pool_new(&conf) == NULL && errno == EINVAL, "a stack of one byte");
 }
 
+/* ---- bells --------------------------------------------------------------- */
+
+enum { RINGS = 3000 };
+
+struct ringer {
+    struct bell bell, heard;
+};
+
+static void *
+ring(void *arg)
+{
+    struct ringer *r = arg;
+
+    for (int i = 0; i < RINGS; i++) {
+        if (i % 3 == 0) /* about when the other one's patience ends */
+            poll(NULL, 0, 1);
+        bell_ring(&r->bell);
+        bell_wait(&r->heard, 0);
+    }
+    return NULL;
+}
+
+static void
+test_bell(void)
+{
+    struct ringer r = {0};
+    int n = 0, in_vain = 0;
+    pthread_t thread;
+
+    ok(!bell_wait(&r.bell, now_ms() + 10), "a bell that nobody rings");
+    bell_ring(&r.bell);
+    bell_ring(&r.bell);
+    ok(bell_wait(&r.bell, 0), "one that was rung, twice");
+    ok(!bell_wait(&r.bell, 1), "is heard once; the time may be over before");
+    pthread_create(&thread, NULL, ring, &r);
+    while (n < RINGS) {
+        if (bell_wait(&r.bell, now_ms() + 1)) {
+            n++;
+            bell_ring(&r.heard);
+        } else {
+            in_vain++;
+        }
+    }
+    pthread_join(thread, NULL);
+    ok(!bell_wait(&r.bell, 1), "each ring is heard once, %d waits in vain",
+       in_vain);
+}
+
 /* ---- twins -----------------------------------------------------------------
  */
 
@@ -409,6 +458,7 @@ main(void)
     test_free_serves();
     test_many();
     test_bad_stack();
+    test_bell();
     test_twin();
     test_rest();
     pool_free(NULL);

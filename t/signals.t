@@ -188,7 +188,7 @@ for my $second ('TERM', 'INT') {
     my (undef, $kept) = $ask->($same, undef);
     my ($hit) = $ask->($same, $kept);
     is $hit, $kept, 'a connection is kept for its client';
-    (undef, my $cached) = $ask->($gone, undef, 'Connection: close');
+    (undef, my $cached) = $ask->($gone, $kept, 'Connection: close');
     $gone->get_eof; # now that one is kept for anybody
     spew($w->home . '/test.ini', $ini . $l[1]->addr . "\n");
     $w->signal('HUP');

@@ -13,9 +13,8 @@ my $plain = origin(sub ($c) { $c->put($hello) while $c->get_request });
 my $tls   = origin(sub ($c) { $c->put($hello) while $c->get_request },
     tls => certs()->{good});
 my $dead = closed_port();
-my @set  = ('upstream.upstream_ca=' . certs()->{ca}{cert}, 'proxy.head_s=2',
-    'upstream.breaker=no', 'resolve.good.test=127.0.0.1',
-    'intercept.sniff_ms=2000');
+my @set  = ('upstream.upstream_ca=' . certs()->{ca}{cert},
+    'upstream.breaker=no', 'resolve.good.test=127.0.0.1');
 my $w = Weir->start(set => \@set);
 
 sub via($w, $how, @args)
@@ -159,11 +158,13 @@ for (['BIND', ask5(2, '127.0.0.1', 80), 7], ['command 9', ask5(9, '127.0.0.1', 8
     is((reply5($c))[0], 0, 'all of it in one piece');
 }
 { # a slow client is not waited for for ever
+    my $w = Weir->start(set => [ @set, 'proxy.head_s=2' ]);
     my $from = time;
     my $c = $w->client;
     $c->put("\5");
     is $c->get_eof, '', 'half a hello: closed';
     ok time - $from < 8, 'in time';
+    $w->stop;
 }
 
 # ---- users

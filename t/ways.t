@@ -4,6 +4,7 @@
 use v5.36;
 use Test::More;
 use Weir;
+use Weir::H2;
 use Ways;
 
 my $certs = certs();
@@ -124,6 +125,25 @@ for my $way (sort keys %out) {
         ':authority: 127.0.0.1:' . $plain->port, '-H',
         'proxy-authorization: Basic YW5uOnB3' ]);
     like $r->{out}, qr/:status: 200/, 'with one: 200';
+    my $h = Weir::H2->client($w->client); # CONNECT, stream by stream
+    my $o = listener();
+    my @connect = (':method', 'CONNECT', ':authority', $o->addr);
+    for my $bad ([], [ 'proxy-authorization', 'Basic Ym9iOng=' ]) {
+        my $s = $h->answer($h->request([ @connect, @$bad ], end => 0));
+        is $s->{status}, 407, 'a CONNECT stream without a user of ours: 407';
+        like field({ fields => $s->{fields} }, 'proxy-authenticate'),
+            qr/^Basic realm="weir"/, 'and the challenge';
+        like field({ fields => $s->{fields} }, 'proxy-status'),
+            qr/http_request_denied/, 'Proxy-Status';
+    }
+    my $id = $h->request([ @connect, 'proxy-authorization',
+        'Basic YW5uOnB3' ], end => 0);
+    my $far = $o->accept;
+    ok $h->until(sub { $h->stream($id)->{status} }), 'with one on the same';
+    is $h->stream($id)->{status}, 200, '200';
+    $h->data($id, "\0up");
+    is $far->get(3), "\0up", 'a tunnel';
+    ok !$o->waiting, 'and nobody else came';
     $w->stop;
 }
 stop_process($_) for $sshd, $nghttpd;

@@ -13,7 +13,7 @@ my @ask    = ('Connection: keep-alive, Upgrade', 'Upgrade: websocket',
 my $switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
     . "Upgrade: websocket\r\nSec-WebSocket-Accept: $accept\r\n\r\n";
 
-my $w = Weir->start(set => [ 'intercept.enable=no', 'proxy.idle_s=1',
+my $w = Weir->start(set => [ 'intercept.enable=no', 'proxy.idle_s=3',
     'tunnel.stream_idle_s=600' ]);
 
 sub upgrade($via)
@@ -60,7 +60,7 @@ sub upgrade($via)
 }
 { # half closed and quiet it has half_closed_s, whatever stream_idle_s is
     my $short = Weir->start(set => [ 'intercept.enable=no',
-        'tunnel.stream_idle_s=600', 'tunnel.half_closed_s=1' ]);
+        'tunnel.stream_idle_s=600', 'tunnel.half_closed_s=2' ]);
     for my $first (0, 1) {
         my @both = (upgrade($short))[0, 1];
         $both[1]->put($switch);

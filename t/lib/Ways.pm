@@ -78,8 +78,8 @@ sub microsocks(%o)
     return up('microsocks', { %$p, port => $port, log => $p->{err} });
 }
 
-# An https:// proxy: TLS in front of an HTTP/1 proxy at $port.
-sub nghttpx($back, %o)
+# An https:// proxy: TLS in front of an HTTP/1 proxy at $back.
+sub nghttpx($back, @more)
 {
     my $dir  = scratch('nghttpx', 1);
     my $port = free_port();
@@ -87,7 +87,7 @@ sub nghttpx($back, %o)
     my $p = start_process(['nghttpx', "--frontend=127.0.0.1,$port",
         "--backend=127.0.0.1,$back", '--http2-proxy', '--workers=1',
         "--accesslog-file=$dir/log", "--errorlog-file=$dir/errors",
-        '--conf=/dev/null', $pem->{key}, $pem->{cert}], cd => $dir);
+        '--conf=/dev/null', @more, $pem->{key}, $pem->{cert}], cd => $dir);
     return up('nghttpx', { %$p, port => $port, log => "$dir/log" });
 }
 

@@ -30,7 +30,7 @@ use Time::HiRes qw(time sleep);
 our @EXPORT = qw(
     LIMIT wait_for slurp spew scratch run start_process stop_process reap
     listener origin closed_port free_port cue
-    field fields authority pem certs weir_run curl have request
+    field fields authority pem certs weir_run curl curl_h2 have request
     through never_seen
 );
 
@@ -273,16 +273,40 @@ sub client($w)
 }
 
 # curl through weir: { exit, code, out, err }.  %o: none, or args first.
+our @curl = ('curl');
+
 sub curl($w, @args)
 {
     my $head = scratch('curl');
     my @via  = $w ? ('-x', 'http://' . $w->addr) : ();
-    my $r = run(['curl', '-q', '-sS', '-m', LIMIT, @via, '-w', "%{stderr}\n\@%{http_code}\@%{http_connect}\@%{http_version}", @args],
+    my $r = run([@curl, '-q', '-sS', '-m', LIMIT, @via, '-w', "%{stderr}\n\@%{http_code}\@%{http_connect}\@%{http_version}", @args],
         env => { HOME => $dir }, limit => LIMIT + 5);
     if ($r->{err} =~ s/\n\@(\d+)\@(\d+)\@([\d.]*)\z//) {
         @$r{qw(code connect version)} = ($1 + 0, $2 + 0, $3);
     }
     return $r;
+}
+
+# The same by a curl that speaks HTTP/2 to a proxy, 8.1 or newer: the system's,
+# or else the one that was unpacked beside a build.
+sub curl_h2($w, @args)
+{
+    state @newer = do {
+        my ($dir) = binary() =~ m{^(.*)/};
+        my ($root) = grep { -x "$_/usr/bin/curl" } "$dir/beside",
+            glob "$dir/../*/beside";
+        my ($lib) = $root ? glob "$root/usr/lib/*/libcurl.so.4" : ();
+        my @argv = $lib ? ('env', 'LD_LIBRARY_PATH=' . $lib =~ s{/[^/]*$}{}r,
+            "$root/usr/bin/curl") : ('curl');
+        my ($major, $minor) = run([ @argv, '-V' ])->{out}
+            =~ /^curl (\d+)\.(\d+)/;
+        die "no curl 8.1: make test unpacks one\n"
+            if $major * 100 + $minor < 801;
+        @argv;
+    };
+    local @curl = @newer;
+    return curl(undef, '--proxy-http2', '--proxy-cacert', $w->ca, '-x',
+        'https://localhost:' . $w->port, @args);
 }
 
 # One request through weir to a listener of its own, step by step.  ORIGIN in

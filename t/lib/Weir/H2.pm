@@ -262,6 +262,14 @@ sub put($self, @frame)
     return $self->{wire}->put($self->frame(@frame));
 }
 
+# What the peer lets us send on a stream (0: on the connection), if the user
+# counts in {used} what he sends.
+sub window($self, $id)
+{
+    return ($id ? $self->{settings}{4} // 65535 : 65535)
+        + ($self->stream($id)->{window} // 0) - ($self->{used}{$id} // 0);
+}
+
 # Open a stream with a request; returns its id.  %o: end => 0: content follows.
 sub request($self, $fields, %o)
 {
