@@ -287,11 +287,12 @@ nobody_waits(void *arg)
 static bool
 add_via(struct head *h, const char *via)
 {
-    static const char *const versions[] = {"1.0", "1.1", "2", "3"};
+    static const char *const versions[] = {"1.0 ", "1.1 ", "2 ", "3 "};
     char text[96];
-    int n = snprintf(text, sizeof text, "%s %s", versions[h->version], via);
+    const char *end = stpcpy(stpcpy(text, versions[h->version]), via);
+    struct span value = head_text(h, text, (size_t)(end - text));
 
-    return head_add(h, span_of("Via"), head_text(h, text, (size_t)n));
+    return value.at != NULL && head_put(h, span_of("Via"), value);
 }
 
 /* RFC 9110 section 7.6.2, for TRACE and OPTIONS alone.  False: it is 0, and

@@ -13,9 +13,13 @@
  * Threads  the owner runs all his fibers; fiber_wake() from any.
  * Blocks   in fibers_poll(), which is the owner's poll(2).
  */
+/* A jump to another stack is what we are here for; <setjmp.h> would take it for
+ * a mistake. */
+#undef _FORTIFY_SOURCE
 #include <assert.h>
 #include <errno.h>
 #include <poll.h>
+#include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -28,6 +32,16 @@
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
 #endif
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#define SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer) || __has_feature(address_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+#ifndef SANITIZED
+#define SANITIZED 0
+#endif
 
 enum {
     GUARD = 4096,   /* bytes below a stack that nobody may touch */
@@ -35,9 +49,15 @@ enum {
     KEPT = 256,     /* stacks that wait for the next fiber */
 };
 
+struct place { /* where a stack goes on */
+    ucontext_t context;
+    jmp_buf jump;
+    bool jumps; /* by jump; else context is where it begins */
+};
+
 struct fiber {
     struct fibers *all;
-    ucontext_t at; /* where it goes on */
+    struct place at;
     void (*run)(void *);
     void *arg;
     char *memory; /* guard and stack */
@@ -110,22 +130,44 @@ tsan_end(struct fiber *f)
 #endif
 }
 
+/* Leave one stack for another, and return when somebody comes back.  A context
+ * costs a system call, for a signal mask that is always the same; so it is used
+ * to get onto a stack for the first time, and by sanitizers, which do not know
+ * of the jumps. */
+static void
+change(struct place *from, struct place *to)
+{
+    if (SANITIZED) {
+        swapcontext(&from->context, &to->context);
+        return;
+    }
+    from->jumps = true;
+    if (_setjmp(from->jump) != 0)
+        return;
+    if (to->jumps)
+        _longjmp(to->jump, 1);
+    setcontext(&to->context);
+}
+
 static void
 to_owner(struct fiber *f)
 {
     tsan_switch(f->all->tsan);
-    swapcontext(&f->at, f->all->owner);
+    change(&f->at, f->all->owner);
 }
 
-/* Where a fiber begins.  It never returns: nobody is below it. */
+/* Where a fiber begins.  It never returns: nobody is below it.  Its stack goes
+ * on from here with the next job. */
 static void
 fiber_main(void)
 {
     struct fiber *f = here;
 
-    f->run(f->arg);
-    f->ended = true;
-    to_owner(f);
+    for (;;) {
+        f->run(f->arg);
+        f->ended = true;
+        to_owner(f);
+    }
 }
 
 static void
@@ -150,10 +192,9 @@ forget_wake(struct fibers *fs, struct fiber *f)
 static void
 go_on(struct fibers *fs, struct fiber *f)
 {
-    forget_wake(fs, f);
     here = f;
     tsan_switch(f->tsan);
-    swapcontext(fs->owner, &f->at);
+    change(fs->owner, &f->at);
     here = NULL;
     if (!f->ended)
         return;
@@ -194,15 +235,19 @@ stack_take(struct fibers *fs)
     return f;
 }
 
-/* It shall begin at the top of its stack. */
+/* It shall begin at the top of its stack, unless it has begun before. */
 static void
 set_out(struct fiber *f)
 {
-    getcontext(&f->at);
-    f->at.uc_stack.ss_sp = f->memory + GUARD;
-    f->at.uc_stack.ss_size = f->all->stack_bytes;
-    f->at.uc_link = NULL;
-    makecontext(&f->at, fiber_main, 0);
+    ucontext_t *c = &f->at.context;
+
+    if (f->at.jumps)
+        return;
+    getcontext(c);
+    c->uc_stack.ss_sp = f->memory + GUARD;
+    c->uc_stack.ss_size = f->all->stack_bytes;
+    c->uc_link = NULL;
+    makecontext(c, fiber_main, 0);
 }
 
 /*
@@ -366,7 +411,7 @@ fibers_init(struct fibers *fs, size_t stack_bytes)
     fs->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (fs->wake_fd < 0)
         return false;
-    if ((fs->owner = calloc(1, sizeof(ucontext_t))) == NULL) {
+    if ((fs->owner = calloc(1, sizeof(struct place))) == NULL) {
         close(fs->wake_fd);
         fs->wake_fd = -1;
         return false;
@@ -408,12 +453,15 @@ fibers_clear(struct fibers *fs)
 }
 
 static struct fiber *
-next_woken(struct fibers *fs)
+take_woken(struct fibers *fs)
 {
     struct fiber *f;
 
     pthread_mutex_lock(&fs->lock);
-    f = TAILQ_FIRST(&fs->woken);
+    if ((f = TAILQ_FIRST(&fs->woken)) != NULL) {
+        TAILQ_REMOVE(&fs->woken, f, waking);
+        f->woken = false;
+    }
     pthread_mutex_unlock(&fs->lock);
     return f;
 }
@@ -447,7 +495,7 @@ fibers_run(struct fibers *fs)
     if (fs->n == 0)
         return false;
     wake_late(fs);
-    for (size_t left = fs->n; left > 0 && (f = next_woken(fs)) != NULL;
+    for (size_t left = fs->n; left > 0 && (f = take_woken(fs)) != NULL;
          left--) {
         go_on(fs, f);
         any = true;

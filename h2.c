@@ -37,6 +37,7 @@ enum {
     PING_MS = 3000,     /* and has so long to answer */
     TRIM_STREAMS = 50,  /* served: there may be memory to give back */
     UNHEARD_MS = 2000,  /* for a client that does not even answer a PING */
+    SPARE = 128,        /* streams kept for the next ones */
     BOMB = 3,           /* times head_bytes that a head may unpack to */
 };
 
@@ -294,7 +295,7 @@ take_request(struct h2 *h, int32_t id, bool ends)
     s->extended = head.upgrade.len > 0;
     s->connect = s->extended || head.method_id == METHOD_CONNECT;
     s->head_only = head.method_id == METHOD_HEAD;
-    s->remote_end = s->in_end = ends;
+    s->remote_end = s->in_end = s->saw_end = ends;
     list_add(h, s);
     nghttp2_session_set_stream_user_data(h->ng, id, s);
     if (!stream_put_head(s, &head)) {
@@ -670,30 +671,6 @@ send_head(struct h2 *h, struct stream *s, const struct packed *p, bool ends)
         free(nv);
 }
 
-struct wants { /* what a user wants, at this moment */
-    struct packed *heads;
-    bool content, end, tail, aborted, done, unwanted;
-    enum why why;
-    void (*serve)(void *, struct fibers *);
-    void *serve_arg;
-};
-
-static struct wants
-wants_of(struct stream *s)
-{
-    struct wants w;
-
-    pthread_mutex_lock(&s->hub->lock);
-    w = (struct wants){s->out_heads,        s->out.len > 0, s->out_end,
-                       s->out_tail != NULL, s->aborted,     s->done,
-                       s->unwanted,         s->abort_why,   s->serve,
-                       s->serve_arg};
-    s->out_heads = NULL;
-    s->serve = NULL;
-    pthread_mutex_unlock(&s->hub->lock);
-    return w;
-}
-
 /* RFC 9113 sections 7 and 8.5. */
 static uint32_t
 abort_code(const struct h2 *h, const struct stream *s, enum why why)
@@ -724,72 +701,83 @@ hold(struct h2 *h, struct stream *s)
 
 /* Client role: a stream's first call is its request.  False: that is all. */
 static bool
-open_stream(struct h2 *h, struct stream *s)
+open_stream(struct h2 *h, struct stream *s, const struct call *c)
 {
-    bool done, some;
+    bool over = c->done || c->aborted;
 
-    pthread_mutex_lock(&s->hub->lock);
-    done = s->done || s->aborted;
-    some = s->out_heads != NULL;
-    pthread_mutex_unlock(&s->hub->lock);
     if (s->held)
         return false; /* it is looked at again when it is let go on */
-    if (!done && (!some || hold(h, s)))
+    if (!over && (s->sending == NULL || hold(h, s)))
         return false;
     list_add(h, s);
     s->submitted = true;
-    if (done && !some)
+    if (over && s->sending == NULL)
         s->closed = true; /* it never was */
     return true;
 }
 
-/* Do what a stream's user called for.  The stream may be gone afterwards. */
 static void
-serve_call(struct h2 *h, struct stream *s)
+send_heads(struct h2 *h, struct stream *s, const struct call *c)
 {
-    struct wants w;
-    size_t credit;
+    struct packed *p;
 
-    if (h->side == SIDE_ORIGIN && !s->submitted && !open_stream(h, s))
-        return;
-    w = wants_of(s);
-    s->seen_done = w.done;
-    s->seen_over = w.done || w.aborted || w.unwanted;
-    h->early |= s->seen_over && s->local_end && !s->remote_end;
-    if (s->id < 0 && (w.aborted || w.done))
-        s->closed = true; /* nothing of it was sent */
-    while (w.heads != NULL) {
-        struct packed *p = w.heads;
-
-        w.heads = p->next;
+    while ((p = s->sending) != NULL) {
+        s->sending = p->next;
         if (!s->closed)
             send_head(h, s, p,
-                      w.heads == NULL && w.end && !w.content && !w.tail);
+                      p->next == NULL && c->end && !c->content && !c->tail);
         free(p);
     }
-    if (s->deferred && (w.content || w.end) && !s->closed) {
+}
+
+/* The user has read so much: the peer may send it again. */
+static void
+give_credit(struct h2 *h, struct stream *s, size_t credit)
+{
+    if (credit == 0)
+        return;
+    if (s->closed)
+        nghttp2_session_consume_connection(h->ng, credit);
+    else
+        nghttp2_session_consume(h->ng, (int32_t)s->id, credit);
+}
+
+/* Does what its user did, or left, want a reset? */
+static void
+end_stream(struct h2 *h, struct stream *s, const struct call *c)
+{
+    bool left = c->aborted || c->done;
+    bool over = s->connect && c->end && s->remote_end && !c->aborted;
+
+    if (h->side == SIDE_ORIGIN && left && !c->unwanted && !over)
+        reset(h, s, NGHTTP2_CANCEL); /* over: it closes by itself */
+    else if (h->side == SIDE_CLIENT && left && !(c->end && s->answered))
+        reset(h, s, abort_code(h, s, c->aborted ? c->why : WHY_CUT));
+}
+
+/* Do what a stream's user called for.  The stream may be gone afterwards. */
+static void
+serve_call(struct h2 *h, struct stream *s, const struct call *c)
+{
+    if (h->side == SIDE_ORIGIN && !s->submitted && !open_stream(h, s, c))
+        return;
+    s->seen_done = c->done;
+    s->seen_over = c->done || c->aborted || c->unwanted;
+    h->early |= s->seen_over && s->local_end && !s->remote_end;
+    if (s->id < 0 && (c->aborted || c->done))
+        s->closed = true; /* nothing of it was sent */
+    send_heads(h, s, c);
+    if (s->deferred && (c->content || c->end) && !s->closed) {
         s->deferred = false;
         s->moved_at = h->now;
         nghttp2_session_resume_data(h->ng, (int32_t)s->id);
     }
-    if ((credit = w.unwanted && !w.done ? 0 : stream_unread(s)) > 0) {
-        if (s->closed)
-            nghttp2_session_consume_connection(h->ng, credit);
-        else
-            nghttp2_session_consume(h->ng, (int32_t)s->id, credit);
-    }
-    if (!s->closed && (w.aborted || w.done || w.unwanted)) {
-        bool said = w.end && s->answered;
-        bool over = s->connect && w.end && s->remote_end && !w.aborted;
-
-        if (h->side == SIDE_ORIGIN && !w.unwanted && !over)
-            reset(h, s, NGHTTP2_CANCEL); /* over: it closes by itself */
-        else if (h->side == SIDE_CLIENT && !said && (w.aborted || w.done))
-            reset(h, s, abort_code(h, s, w.aborted ? w.why : WHY_CUT));
-    }
-    if (w.serve != NULL)
-        w.serve(w.serve_arg, &h->fibers);
-    if (s->closed && w.done)
+    give_credit(h, s, c->credit);
+    if (!s->closed)
+        end_stream(h, s, c);
+    if (c->serve != NULL)
+        c->serve(c->serve_arg, &h->fibers);
+    if (s->closed && c->done)
         let_go(h, s);
 }
 
@@ -797,9 +785,10 @@ static void
 serve_calls(struct h2 *h)
 {
     struct stream *s;
+    struct call c;
 
-    for (int n = 0; n < CALLS && (s = hub_call(&h->hub)) != NULL; n++)
-        serve_call(h, s);
+    for (int n = 0; n < CALLS && (s = hub_take(&h->hub, &c)) != NULL; n++)
+        serve_call(h, s, &c);
 }
 
 /* What was held until the origin gave a sign of life. */
@@ -811,9 +800,12 @@ let_held_go(struct h2 *h)
     h->held = NULL;
     h->ping_at = 0;
     for (; s != NULL; s = next) {
+        struct call c;
+
         next = s->next_own;
         s->held = false;
-        serve_call(h, s);
+        stream_call(s, &c);
+        serve_call(h, s, &c);
     }
 }
 
@@ -1006,6 +998,7 @@ give_back(struct h2 *h)
         store_clear(&h->out);
     if (h->fibers.n_free > h->fibers.n)
         fibers_rest(&h->fibers);
+    hub_rest(&h->hub, false);
 }
 
 /* Twice a second. */
@@ -1085,6 +1078,7 @@ static void
 break_all(struct h2 *h, const struct fail *f)
 {
     struct stream *s, *next;
+    struct call c;
 
     hub_over(&h->hub);
     pthread_mutex_lock(&h->hub.lock);
@@ -1106,13 +1100,13 @@ break_all(struct h2 *h, const struct fail *f)
                      "session ended", f->code, f->text);
     }
     do
-        while ((s = hub_call(&h->hub)) != NULL) {
+        while ((s = hub_take(&h->hub, &c)) != NULL) {
             if (s->prev == NULL && h->all != s) { /* its first call */
                 list_add(h, s);
                 s->submitted = s->closed = true;
                 stream_break(s, WHY_UNPROCESSED, "session ended", 0, NULL);
             }
-            serve_call(h, s);
+            serve_call(h, s, &c);
         }
     while (fibers_leave(h) || !hub_wait_left(&h->hub));
     while (h->all != NULL)
@@ -1292,8 +1286,10 @@ h2_new(struct end *end, enum side side, const struct config *conf,
     limits_init(h, conf);
     if (hub_init(&h->hub) &&
         fibers_init(&h->fibers, (size_t)conf->stack_kib * 1024) &&
-        library_init(h, conf))
+        library_init(h, conf)) {
+        h->hub.max_spare = SPARE;
         return h;
+    }
     h2_free(h);
     return NULL;
 }
@@ -1347,6 +1343,7 @@ h2_run(struct h2 *h, int linger_ms, struct fail *f)
     h->end->no_wait = false;
     store_clear(&h->out);
     fibers_rest(&h->fibers);
+    hub_rest(&h->hub, true);
     if (h->n_served >= h->trim_at) {
         h->trim_at = h->n_served + TRIM_STREAMS;
         atomic_store(&h->user.weir->trim, true);

@@ -535,6 +535,8 @@ struct hub {
     size_t n_live;                    /* streams whose user is not through */
     size_t owed;                      /* bytes read, no credit given yet */
     pthread_cond_t left;              /* n_live is 0 */
+    struct stream *spare;             /* waiting for use, linked by next */
+    size_t n_spare, max_spare;        /* 0: none are kept */
     /* HTTP/3: datagrams on their way out, each behind a struct gram_head */
     struct store grams;
     size_t gram_max; /* the largest that fits; 0: the peer takes none */
@@ -602,9 +604,20 @@ struct stream {
     bool seen_over; /* nothing but the end of our message is to come */
     bool submitted; /* client role: the request was */
     bool answered;  /* server role: its final head was */
+    struct packed *sending; /* heads, taken over from out_heads */
+    struct got first;       /* in: room for a head */
+    bool had_first;
     bool closed, local_end, remote_end, deferred, held;
     uint64_t asked;   /* server role: number of the PING behind our answer */
     int64_t moved_at; /* ms: when the peer last took content */
+};
+
+struct call { /* what a stream's user calls for */
+    bool content, end, tail, aborted, done, unwanted;
+    enum why why;  /* aborted by it */
+    size_t credit; /* bytes that he has read */
+    void (*serve)(void *arg, struct fibers *); /* to be begun; NULL: nothing */
+    void *serve_arg;
 };
 
 struct h2; /* one HTTP/2 session (h2.c) */
@@ -1306,9 +1319,11 @@ bool fiber_call(struct pool *, void (*run)(void *), void *arg);
 bool hub_init(struct hub *); /* false: no descriptor */
 void hub_clear(struct hub *);
 struct stream *hub_call(struct hub *); /* the next who calls; NULL: nobody */
+struct stream *hub_take(struct hub *, struct call *); /* and for what */
 void hub_wake(struct hub *);           /* needs hub->lock */
 bool hub_sleep(struct hub *);          /* false: somebody calls, look again */
 void hub_awake(struct hub *);
+void hub_rest(struct hub *, bool all); /* spare streams go back */
 void hub_nudge(struct hub *);     /* any thread: look again, it is no call */
 void hub_over(struct hub *);      /* every stream is broken */
 bool hub_over_idle(struct hub *); /* the same, if nobody uses one */
@@ -1331,6 +1346,7 @@ void stream_break(struct stream *, enum why, const char *op, int code,
 void stream_deafen(struct stream *);
 void stream_tell(struct stream *);     /* needs hub->lock */
 size_t stream_unread(struct stream *); /* no credit was given for it */
+void stream_call(struct stream *, struct call *);
 
 /* Datagrams of a stream, HTTP/3 alone; the user's, any thread.  They are lost
  * (false) where they do not fit or too many wait. */

@@ -105,11 +105,50 @@ hub_clear(struct hub *h)
 {
     if (h->wake_fd < 0)
         return;
+    hub_rest(h, true);
     close(h->wake_fd);
     h->wake_fd = -1;
     store_clear(&h->grams);
     pthread_mutex_destroy(&h->lock);
     pthread_cond_destroy(&h->left);
+}
+
+static void
+spare_free(struct stream *s)
+{
+    store_clear(&s->in);
+    store_clear(&s->taken);
+    store_clear(&s->out);
+    store_clear(&s->wr);
+    free(s);
+}
+
+/* Give back the streams that wait for use, if they are more than those in use,
+ * or all of them.  The owner's. */
+void
+hub_rest(struct hub *h, bool all)
+{
+    struct stream *s = NULL, *next;
+
+    pthread_mutex_lock(&h->lock);
+    if (all || h->n_spare > h->n_live) {
+        s = h->spare;
+        h->spare = NULL;
+        h->n_spare = 0;
+    }
+    pthread_mutex_unlock(&h->lock);
+    for (; s != NULL; s = next) {
+        next = s->next;
+        spare_free(s);
+    }
+}
+
+/* A stream's user is through.  Needs hub->lock. */
+static void
+one_left(struct hub *h)
+{
+    if (--h->n_live == 0)
+        pthread_cond_broadcast(&h->left);
 }
 
 /* Have the owner look.  Needs hub->lock. */
@@ -147,6 +186,21 @@ call(struct stream *s)
     hub_wake(h);
 }
 
+/* Needs hub->lock. */
+static struct stream *
+next_call(struct hub *h)
+{
+    struct stream *s = h->calls;
+
+    if (s == NULL)
+        return NULL;
+    s->called = false;
+    h->calls = s->next_call;
+    if (h->calls == NULL)
+        h->last_call = NULL;
+    return s;
+}
+
 /* The owner's: who calls?  He may call again from now on. */
 struct stream *
 hub_call(struct hub *h)
@@ -154,15 +208,25 @@ hub_call(struct hub *h)
     struct stream *s;
 
     pthread_mutex_lock(&h->lock);
-    s = h->calls;
-    if (s != NULL) {
-        s->called = false;
-        h->calls = s->next_call;
-        if (h->calls == NULL)
-            h->last_call = NULL;
-    }
+    s = next_call(h);
     pthread_mutex_unlock(&h->lock);
     return s;
+}
+
+/* Bytes of which the peer was not told that they were read; they count as told
+ * from now on.  Needs hub->lock. */
+static size_t
+take_unread(struct stream *s)
+{
+    size_t n = s->credit;
+
+    s->credit = 0;
+    s->hub->owed -= n < s->hub->owed ? n : s->hub->owed;
+    if (s->done || s->aborted) {
+        n += s->in.len;
+        s->in.start = s->in.len = 0;
+    }
+    return n;
 }
 
 /* Something has come for the owner that is no call.  Any thread. */
@@ -173,6 +237,52 @@ hub_nudge(struct hub *h)
     h->nudged = true;
     hub_wake(h);
     pthread_mutex_unlock(&h->lock);
+}
+
+/* What its user calls for; his heads become the owner's.  Needs hub->lock. */
+static void
+note_call(struct stream *s, struct call *c)
+{
+    struct packed **end = &s->sending;
+
+    while (*end != NULL)
+        end = &(*end)->next;
+    *end = s->out_heads;
+    s->out_heads = NULL;
+    *c = (struct call){.content = s->out.len > 0,
+                       .end = s->out_end,
+                       .tail = s->out_tail != NULL,
+                       .aborted = s->aborted,
+                       .done = s->done,
+                       .unwanted = s->unwanted,
+                       .why = s->abort_why,
+                       .serve = s->serve,
+                       .serve_arg = s->serve_arg};
+    s->serve = NULL;
+    if (!s->unwanted || s->done)
+        c->credit = take_unread(s);
+}
+
+/* hub_call(), and what for; the heads are in s->sending. */
+struct stream *
+hub_take(struct hub *h, struct call *c)
+{
+    struct stream *s;
+
+    pthread_mutex_lock(&h->lock);
+    if ((s = next_call(h)) != NULL)
+        note_call(s, c);
+    pthread_mutex_unlock(&h->lock);
+    return s;
+}
+
+/* The same of a stream that has called before.  The owner's. */
+void
+stream_call(struct stream *s, struct call *c)
+{
+    pthread_mutex_lock(&s->hub->lock);
+    note_call(s, c);
+    pthread_mutex_unlock(&s->hub->lock);
 }
 
 /* The owner's: about to poll.  False: somebody calls, or has nudged him. */
@@ -261,8 +371,10 @@ tell(struct stream *s)
     if (s->n_waiting > 0)
         pthread_cond_broadcast(&s->news);
     for (int i = 0; i < 2; i++)
-        if (s->fibers[i] != NULL)
+        if (s->fibers[i] != NULL) {
             fiber_wake(s->fibers[i]);
+            s->fibers[i] = NULL; /* once is enough */
+        }
 }
 
 /* For the owner, who has the lock. */
@@ -275,9 +387,8 @@ stream_tell(struct stream *s)
 /* Sleep until told, or until a point in time.  False: it has come.  Needs
  * hub->lock. */
 static bool
-sleep_until(struct stream *s, bool reads, int64_t until)
+sleep_until(struct stream *s, bool reads, int64_t now, int64_t until)
 {
-    int64_t left;
     bool told;
 
     if (!fiber_here()) {
@@ -286,13 +397,13 @@ sleep_until(struct stream *s, bool reads, int64_t until)
         s->n_waiting--;
         return told;
     }
-    left = until - now_ms();
     s->fibers[reads] = fiber_self();
     pthread_mutex_unlock(&s->hub->lock);
-    fiber_sleep(-1, 0, left > 0 ? (int)left : 0);
+    fiber_sleep(-1, 0, until > now ? (int)(until - now) : 0);
     pthread_mutex_lock(&s->hub->lock);
+    told = s->fibers[reads] == NULL;
     s->fibers[reads] = NULL;
-    return now_ms() < until;
+    return told;
 }
 
 static struct stream *
@@ -301,20 +412,23 @@ of(struct http *http)
     return (struct stream *)http;
 }
 
-/* One wait for news, in a read or a write that began at `from` ms.  The watch
- * and http.idle_ms are the reader's.  Needs hub->lock.  WHY_NONE: look again.
- */
+/* One wait for news, in a read or a write whose first wait was at *from ms, or
+ * is now (0).  The watch and http.idle_ms are the reader's.  Needs hub->lock.
+ * WHY_NONE: look again. */
 static enum why
-wait_news(struct stream *s, bool reads, int64_t from, const char *op,
+wait_news(struct stream *s, bool reads, int64_t *from, const char *op,
           struct fail *f)
 {
     const struct watch *watch = reads ? s->http.watch : NULL;
     int idle_ms = reads && s->http.idle_ms != 0 ? s->http.idle_ms : s->idle_ms;
-    int64_t until = from + idle_ms, next = until;
+    int64_t now = now_ms(), until, next;
 
-    if (watch != NULL && now_ms() + WATCH_MS < next)
-        next = now_ms() + WATCH_MS;
-    if (sleep_until(s, reads, next))
+    if (*from == 0)
+        *from = now;
+    next = until = *from + idle_ms;
+    if (watch != NULL && now + WATCH_MS < next)
+        next = now + WATCH_MS;
+    if (sleep_until(s, reads, now, next))
         return WHY_NONE;
     if (watch != NULL) {
         bool over;
@@ -365,7 +479,7 @@ static enum why
 stream_read_head(struct http *http, struct head *head, struct fail *f)
 {
     struct stream *s = of(http);
-    int64_t from = now_ms();
+    int64_t from = 0;
     struct got *got = NULL;
     enum why why = WHY_NONE;
 
@@ -376,7 +490,7 @@ stream_read_head(struct http *http, struct head *head, struct fail *f)
         else if (s->aborted)
             why = fail_own(f, SIDE_WEIR, WHY_OVER, "read head");
         else
-            why = wait_news(s, true, from,
+            why = wait_news(s, true, &from,
                             http->side == SIDE_CLIENT ? "read request head"
                                                       : "read answer head",
                             f);
@@ -388,7 +502,8 @@ stream_read_head(struct http *http, struct head *head, struct fail *f)
         return why;
     head_clear(head);
     *head = got->head;
-    free(got);
+    if (got != &s->first)
+        free(got);
     http->n_in = 0;
     return WHY_NONE;
 }
@@ -433,9 +548,8 @@ stream_read_body(struct http *http, struct span *data, struct fail *f)
         } else if (s->broken.why != WHY_NONE) {
             why = fail_broken(s, f);
         } else {
-            if (from == 0)
-                from = now_ms();
-            if ((why = wait_news(s, true, from, "read content", f)) == WHY_NONE)
+            why = wait_news(s, true, &from, "read content", f);
+            if (why == WHY_NONE)
                 why = WHY_MORE;
         }
     }
@@ -537,9 +651,8 @@ hand_over(struct stream *s, struct fail *f)
     pthread_mutex_lock(&h->lock);
     while ((why = cannot_write(s, f)) == WHY_NONE && s->out.len > 0 &&
            s->out.len + s->wr.len > OUT_MAX) {
-        if (from == 0)
-            from = now_ms();
-        if ((why = wait_news(s, false, from, "write to stream", f)) != WHY_NONE)
+        if ((why = wait_news(s, false, &from, "write to stream", f)) !=
+            WHY_NONE)
             break;
     }
     if (why == WHY_NONE) {
@@ -747,31 +860,37 @@ static const struct http_ops ops = {
 struct stream *
 stream_new(struct hub *h, enum side side, enum version version, int idle_ms)
 {
-    struct stream *s = calloc(1, sizeof *s);
+    struct stream *s = NULL;
     bool over;
 
-    if (s == NULL)
+    pthread_mutex_lock(&h->lock);
+    if (!(over = h->over)) {
+        h->n_live++;
+        if ((s = h->spare) != NULL) {
+            h->spare = s->next;
+            h->n_spare--;
+        }
+    }
+    pthread_mutex_unlock(&h->lock);
+    if (over)
         return NULL;
+    if (s == NULL && (s = calloc(1, sizeof *s)) == NULL) {
+        pthread_mutex_lock(&h->lock);
+        one_left(h);
+        pthread_mutex_unlock(&h->lock);
+        return NULL;
+    }
     s->http.ops = &ops;
     s->http.side = side;
     s->http.version = version;
     s->hub = h;
+    s->next = NULL;
     s->id = -1;
     s->idle_ms = idle_ms;
     s->n_refs = 2;
     pthread_cond_init(&s->news, NULL);
     pthread_mutex_init(&s->gram_lock, NULL);
-    pthread_mutex_lock(&h->lock);
-    over = h->over;
-    if (!over)
-        h->n_live++;
-    pthread_mutex_unlock(&h->lock);
-    if (!over)
-        return s;
-    pthread_mutex_destroy(&s->gram_lock);
-    pthread_cond_destroy(&s->news);
-    free(s);
-    return NULL;
+    return s;
 }
 
 static void
@@ -785,31 +904,69 @@ packed_free(struct packed *p)
     }
 }
 
+/* All but the struct and its buffers. */
 static void
-stream_free(struct stream *s)
+stream_clear(struct stream *s)
 {
     while (s->heads != NULL) {
         struct got *got = s->heads;
 
         s->heads = got->next;
         head_clear(&got->head);
-        free(got);
+        if (got != &s->first)
+            free(got);
     }
     if (s->tail != NULL)
         head_clear(s->tail);
     free(s->tail);
+    packed_free(s->sending);
     packed_free(s->out_heads);
     packed_free(s->out_tail);
     packed_free(s->wr_heads);
     packed_free(s->wr_tail);
-    store_clear(&s->in);
-    store_clear(&s->taken);
-    store_clear(&s->out);
-    store_clear(&s->wr);
     store_clear(&s->unheard);
     pthread_mutex_destroy(&s->gram_lock);
     pthread_cond_destroy(&s->news);
-    free(s);
+}
+
+static void
+stream_free(struct stream *s)
+{
+    stream_clear(s);
+    spare_free(s);
+}
+
+/* Its buffer, for the next stream; a large one is none to be kept. */
+static struct store
+store_keep(struct store *s)
+{
+    if (s->cap > KEEP_MAX)
+        store_clear(s);
+    return (struct store){.at = s->at, .cap = s->cap};
+}
+
+/* The next stream of the hub may have it.  The owner's. */
+static void
+stream_recycle(struct stream *s)
+{
+    struct hub *h = s->hub;
+    bool kept;
+
+    stream_clear(s);
+    *s = (struct stream){.hub = h,
+                         .in = store_keep(&s->in),
+                         .taken = store_keep(&s->taken),
+                         .out = store_keep(&s->out),
+                         .wr = store_keep(&s->wr)};
+    pthread_mutex_lock(&h->lock);
+    if ((kept = h->n_spare < h->max_spare)) {
+        s->next = h->spare;
+        h->spare = s;
+        h->n_spare++;
+    }
+    pthread_mutex_unlock(&h->lock);
+    if (!kept)
+        spare_free(s);
 }
 
 /* The user is through with it.  What was flushed still goes out; a message
@@ -830,8 +987,7 @@ stream_give(struct stream *s)
     last = --s->n_refs == 0;
     if (!last)
         call(s);
-    if (--h->n_live == 0)
-        pthread_cond_broadcast(&h->left);
+    one_left(h);
     /* Behind the unlock the hub may be gone: its owner waits for n_live. */
     if (last && s->called)
         assert(!"an owner's call list holds what he has dropped");
@@ -889,7 +1045,7 @@ stream_drop(struct stream *s)
         call_off(s);
     pthread_mutex_unlock(&h->lock);
     if (last)
-        stream_free(s);
+        stream_recycle(s);
 }
 
 /* ---- what the owner brings ----------------------------------------------- */
@@ -898,10 +1054,11 @@ stream_drop(struct stream *s)
 bool
 stream_put_head(struct stream *s, struct head *head)
 {
-    struct got *got = malloc(sizeof *got), **end;
+    struct got *got = s->had_first ? malloc(sizeof *got) : &s->first, **end;
 
     if (got == NULL)
         return false;
+    s->had_first = true;
     *got = (struct got){.head = *head};
     head_init(head);
     pthread_mutex_lock(&s->hub->lock);
@@ -978,13 +1135,7 @@ stream_unread(struct stream *s)
     size_t n;
 
     pthread_mutex_lock(&s->hub->lock);
-    n = s->credit;
-    s->credit = 0;
-    s->hub->owed -= n < s->hub->owed ? n : s->hub->owed;
-    if (s->done || s->aborted) {
-        n += s->in.len;
-        s->in.start = s->in.len = 0;
-    }
+    n = take_unread(s);
     pthread_mutex_unlock(&s->hub->lock);
     return n;
 }

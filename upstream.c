@@ -704,32 +704,42 @@ race(const struct client *c, const struct wish *w, const struct altsvc *at,
 
 /* ---- taking -------------------------------------------------------------- */
 
+/* A way of HTTP/3, or of TCP that was faster.  One tries while others wait for
+ * what comes of it, and again for as many as found no room in that. */
+static struct upstream *
+take_raced(const struct client *c, const struct wish *w,
+           const struct altsvc *at, struct fail *f)
+{
+    struct sessions *ss = c->weir->upstreams->sessions;
+    int64_t until = turn_ends(c);
+    struct dialling *turn = NULL;
+    struct upstream *up;
+    bool again;
+
+    while (turn == NULL) {
+        if ((up = take_quic(c, w->origin, w->upgrade)) != NULL)
+            return up;
+        if (!quic_may_try(c, w) || now_ms() >= until)
+            return take_tcp(c, w, NULL, false, NULL, &again, f);
+        turn = sessions_turn(ss, w->origin, NULL, until);
+    }
+    up = race(c, w, at, turn, f);
+    sessions_turned(ss, turn);
+    return up;
+}
+
 /* A way by one parent (NULL: directly).  *again: the next one may do better.
  * One that is to be fresh is asked for because another did not do. */
 static struct upstream *
 take_by(const struct client *c, const struct wish *w, struct parent *parent,
         bool fresh, bool *again, struct fail *f)
 {
-    struct sessions *ss = c->weir->upstreams->sessions;
-    struct dialling *turn;
-    struct upstream *up;
     struct altsvc at;
 
     *again = false;
-    if (fresh || !quic_wanted(c, w->origin, parent, w->upgrade, &at))
-        return take_tcp(c, w, parent, fresh, NULL, again, f);
-    if ((up = take_quic(c, w->origin, w->upgrade)) != NULL)
-        return up;
-    if (!quic_may_try(c, w))
-        return take_tcp(c, w, parent, false, NULL, again, f);
-    if ((turn = sessions_turn(ss, w->origin, NULL, turn_ends(c))) == NULL) {
-        if ((up = take_quic(c, w->origin, w->upgrade)) != NULL)
-            return up;
-        return take_tcp(c, w, parent, false, NULL, again, f);
-    }
-    up = race(c, w, &at, turn, f);
-    sessions_turned(ss, turn);
-    return up;
+    if (!fresh && quic_wanted(c, w->origin, parent, w->upgrade, &at))
+        return take_raced(c, w, &at, f);
+    return take_tcp(c, w, parent, fresh, NULL, again, f);
 }
 
 /* What is there, or what can be made; waits for as long as that takes. */

@@ -129,12 +129,28 @@ my $ok = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\ntcp";
     my $c  = client();
     my @id = map { $c->request([ get($host, "/$_") ]) } 1 .. 3;
     my $o  = $l->accept;
-    for (1 .. 3) {
-        my $s = $o->next_request // last;
-        $o->reply($s->{id}, 200, [], $s->{head}{':path'});
-    }
+    my @s  = map { $o->next_request } 1 .. 2;
+    my $o2 = $l->accept;
+    my $s3 = $o2->next_request;
+    $_->[0]->reply($_->[1]{id}, 200, [], $_->[1]{head}{':path'})
+        for [ $o, $s[0] ], [ $o, $s[1] ], [ $o2, $s3 ];
     is join('', map { $c->answer($_)->{body} } @id), '/1/2/3',
-        'an origin that allows two streams at once: all are answered';
+        'an origin that allows two streams at once: another connection';
+    @id = map { $c->request([ get($host, "/$_") ]) } 4 .. 5;
+    my %by;
+    $o->until(sub {
+        for my $at ($o, $o2) {
+            for my $s (values $at->{streams}->%*) {
+                next if $s->{id} & 2 || $s->{seen} || !$s->{heads}->@*;
+                $s->{seen} = 1;
+                $at->reply($s->{id}, 200, [], $s->{head}{':path'});
+                $by{ $s->{head}{':path'} } = 1;
+            }
+        }
+        return keys %by == 2;
+    });
+    is join('', map { $c->answer($_)->{body} } @id), '/4/5',
+        'which has room again, once they are answered';
 }
 { # content both ways
     my ($host, $l) = next_origin();

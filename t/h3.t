@@ -1,202 +1,222 @@
 #!/usr/bin/perl
-# HTTP/3 towards clients: start, addresses, handshakes, paths, limits, end.
+# HTTP/3 connections of clients: where they come in, whose name they ask for,
+# and how they end.  What streams carry is in t/matrix.t, what they must not in
+# t/h3-frames.t.
 use v5.36;
 use lib 't/lib';
 use IO::Socket::IP;
-use Socket qw(SOCK_DGRAM);
 use Test::More;
+use Time::HiRes qw(time);
 use Weir;
 use Weir::H3;
 
-my $o = origin(sub ($c) {
+my $certs = certs();
+my $ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+my @names = map { "resolve.$_.good.test=127.0.0.1" } qw(a b c);
+my @set = (@names, "upstream.upstream_ca=$certs->{ca}{cert}",
+    'proxy.via=tester');
+my $w = Weir->start(set => \@set, args => ['-v'],
+    env => { SSLKEYLOGFILE => scratch('keys') });
+
+sub client($weir = $w, %o)
+{
+    return Weir::H3->client(port => $weir->port, sni => 'localhost',
+        wire => { ca => $weir->ca, ($o{wire} // {})->%* },
+        map { ($_ => $o{$_}) } grep { $_ ne 'wire' } keys %o);
+}
+
+# A request of $c to an HTTP/1 listener of its own, and its answer.
+sub served($c, @fields)
+{
+    my $l = listener();
+    my $id = $c->request([ Weir::H2::get($l->addr), @fields ]);
+    my $o = $l->accept;
+    my $seen = $o->get_request;
+    $o->put($ok);
+    my $s = $c->answer($id);
+    return $s->{body} eq 'ok' ? $seen : undef;
+}
+
+sub subject_names($der)
+{
+    my $r = run([ qw(openssl x509 -inform DER -noout -ext subjectAltName) ],
+        in => spew(scratch('der'), $der));
+    return join ' ', $r->{out} =~ /(?:DNS|IP Address):([^\s,]+)/g;
+}
+
+my $tls = origin(sub ($c) {
     while (my $r = $c->get_request) {
-        my ($n) = $r->{target} =~ m{^/(\d+)};
-        $n //= 5;
-        $c->put("HTTP/1.1 200 OK\r\nContent-Length: $n\r\n\r\n" . 'x' x $n);
+        $c->note("$r->{method} $r->{target} " . field($r, 'host'));
+        $c->put("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret");
     }
-});
+}, tls => $certs->{good});
 
-sub get($path = '/')
-{
-    return [ ':method', 'GET', ':scheme', 'http', ':authority', $o->addr,
-        ':path', $path ];
+# ---- whose name
+for my $sni ('localhost', '-', 'WEIR.INVALID') {
+    my $c = client($w, sni => $sni, wire => { ca => '' });
+    ok $c->{up}, "the name $sni: a handshake";
+    ok served($c), 'a forward proxy';
+    is $c->{alpn}, 'h3', 'h3';
+    my $id = $c->request([ Weir::H2::get('a.good.test:' . $tls->port, '/x',
+        'GET', 'https') ]);
+    is $c->answer($id)->{body}, 'secret', 'an https origin, asked for in full';
 }
-
-# gtlsclient asks for $path; what it says.
-sub gtls($w, $path, @args)
+like subject_names(client()->{cert}), qr/localhost/, 'a certificate for itself';
 {
-    my $to  = Weir::scratch('down', 1);
-    my $run = run([ 'gtlsclient', '--exit-on-all-streams-close',
-            '--no-http-dump', "--download=$to", @args, '127.0.0.1', $w->port,
-            "http://${\ $o->addr}/$path" ]);
-    $run->{got} = -s "$to/$path" // 0;
-    return $run;
-}
-
-# ---- start
-{
-    my $w = Weir->start;
-    my $taken = IO::Socket::IP->new(Proto => 'udp', LocalHost => '127.0.0.1',
-        LocalPort => 0);
-    my $run = Weir::weir_run([ '--set',
-            'proxy.listen=127.0.0.1:' . $taken->sockport ]);
-    is $run->{exit}, 1, 'a UDP port that is taken: no start';
-    like $run->{err}, qr/by UDP, for \[proxy\] http3: .*in use/, '  it says why';
-    $run = gtls($w, '1000');
-    is $run->{got}, 1000, 'gtlsclient is served';
-    like $w->log, qr/conn=1 exchange n=1 stream=0 .*version=http\/3 .*status=200/,
-        '  and logged';
-    $w->wait_log(qr/conn=1 close .*spoke=http\/3 exchanges=1 /);
-    pass '  its end as well';
-    $w->stop;
-}
-{
-    my $w = Weir->start(set => ['proxy.http3=no']);
-    my $free = IO::Socket::IP->new(Proto => 'udp', LocalHost => '127.0.0.1',
-        LocalPort => $w->port);
-    ok $free, 'http3 = no: nobody has the UDP port';
-    $w->stop;
+    my $at = 'b.good.test:' . $tls->port;
+    my $c = client($w, sni => 'b.good.test');
+    ok $c->{up}, 'somebody else\'s name: a handshake, verified' or diag $c->{reason};
+    is subject_names($c->{cert}), 'b.good.test', 'with a leaf for it';
+    my $id = $c->request([ Weir::H2::get($at, '/y', 'GET', 'https') ]);
+    is $c->answer($id)->{body}, 'secret', 'carried to the real one';
+    like $tls->notes, qr{^GET /y \Q$at\E$}m, 'as it was asked for';
+    like $w->wait_log(qr{target=https://b\.good\.test:\d+/y}),
+        qr/version=http\/3 .*stream=0|stream=0 .*version=http\/3/,
+        'the log has version and stream';
 }
 
-# ---- addresses: the answer comes from where it was asked
-for my $any ([ '0.0.0.0', '127.0.0.1' ], [ '0.0.0.0', '127.0.0.2' ],
-    [ '[::]', '::1' ]) {
-    my ($bound, $host) = @$any;
-    my $w = Weir->start(listen => "$bound:0");
-    my $c = Weir::H3->client(host => $host, port => $w->port);
-    is $c->answer($c->request(get()))->{body}, 'xxxxx',
-        "bound to $bound, asked at $host";
-    $c->close;
-    $w->stop;
-}
-
-# ---- handshakes
+# ---- where it comes in
+sub hex_port($weir)
 {
-    my $w   = Weir->start(set => ['http3.retry=always']);
-    my $run = gtls($w, '2000');
-    is $run->{got}, 2000, 'retry = always';
-    like $run->{err} . $run->{out}, qr/Retry/, '  with a Retry';
-    $w->stop;
+    my $hex = sprintf ':%04X ', $weir->port;
+    return qr/$hex/;
 }
 {
-    my $w = Weir->start(set => ['http3.half_open=0']);
-    my $run = gtls($w, '2000');
-    like $run->{err} . $run->{out}, qr/Retry/, 'half_open: a Retry from there on';
-    is $run->{got}, 2000, '  and then an answer';
-    $w->stop;
+    my $plain = Weir->start(set => [ 'proxy.http3=no' ]);
+    my $udp = slurp('/proc/net/udp');
+    unlike $udp, hex_port($plain), 'http3 = no: no UDP';
+    like $udp, hex_port($w), 'else on the same port';
+    $plain->stop;
 }
-my $keys = Weir::scratch('keys');
-my $w = Weir->start(env => { SSLKEYLOGFILE => $keys });
-{
-    my $run = gtls($w, '10', '-v', '0x1a2a3a4a');
-    like $run->{err} . $run->{out}, qr/pkt rx 0 VN v=0x00000001/,
-        'a version that nobody knows: those that we do';
-    $run = gtls($w, '3000', '-v', 'v2');
-    is $run->{got}, 3000, 'QUIC version 2';
-    my $file = Weir::scratch('session');
-    my @args = ("--session-file=$file", "--tp-file=$file.tp",
-        '--disable-early-data');
-    gtls($w, '10', @args);
-    $run = gtls($w, '4000', @args);
-    is $run->{got}, 4000, 'a session is resumed';
-    unlike $run->{err} . $run->{out}, qr/CertificateVerify|Certificate message/,
-        '  without a certificate';
-    like slurp($keys), qr/^CLIENT_TRAFFIC_SECRET_0 /m, 'SSLKEYLOGFILE';
-}
-
-# ---- paths and keys
-for my $how (
-    [ 'migration', '--change-local-addr=1ms' ],
-    [ 'key update', '--key-update=1ms' ],
-    [ 'loss', '-t', '0.05', '-r', '0.05' ],
-) {
-    my ($what, @args) = @$how;
-    is gtls($w, 3_000_000, @args)->{got}, 3_000_000, "3 MB with $what";
-}
-
-for my $what ('rebind', 'migrate', 'update') {
-    my $c = Weir::H3->client(port => $w->port);
-    for (1 .. 2) {
-        $c->answer($c->request(get()));
-        $c->tell($what);
-        my $s = $c->answer($c->request(get('/30000')));
-        is length $s->{body}, 30_000, "$what, between two requests";
+for my $case ([ '0.0.0.0:0', '127.0.0.2', '127.0.0.1' ],
+    [ '[::]:0', '::1' ], [ '[::1]:0', '::1' ]) {
+    my ($listen, @hosts) = @$case;
+    my $wild = Weir->start(set => \@set, listen => $listen);
+    for my $host (@hosts) {
+        my $c = client($wild, host => $host);
+        ok $c->{up}, "on $listen, asked at $host: from there comes the answer"
+            or next;
+        ok served($c), 'and a request is served';
+        $c->close;
     }
-    $c->close;
+    $wild->stop;
 }
 
-# ---- one after the other
+# ---- who may
 {
-    my $c = Weir::H3->client(port => $w->port);
-    is $c->answer($c->request(get()))->{status}, 200, 'a request';
-    my $id = $c->request([ ':method', 'CONNECT', ':authority', $o->addr ],
+    my $closed = Weir->start(set => [ @set, 'proxy.users=ann:pw' ]);
+    my $c = client($closed);
+    my $l = listener();
+    my $id = $c->request([ Weir::H2::get($l->addr) ]);
+    my $s = $c->answer($id);
+    is $s->{status}, 407, 'a user is wanted';
+    like join('|', map { "@$_" } $s->{fields}->@*), qr/proxy-authenticate Basic/,
+        'and how';
+    ok !$l->waiting, 'nobody is asked';
+    my $seen = served($c, 'proxy-authorization', 'Basic YW5uOnB3');
+    ok $seen, 'with one it goes';
+    is field($seen, 'proxy-authorization'), undef, 'whose word stays here';
+    $c = client($closed, sni => 'b.good.test');
+    $id = $c->request([ Weir::H2::get('b.good.test:' . $tls->port, '/in',
+        'GET', 'https') ]);
+    isnt $c->answer($id)->{status} // 0, 200, 'another\'s name is no way around';
+    unlike $tls->notes, qr{ /in }, 'nobody is asked';
+    $closed->stop;
+    $closed = Weir->start(set => [ @set, 'access.deny=127.0.0.1' ]);
+    $c = client($closed);
+    ok $c->{gone} || $c->answer($c->request([ Weir::H2::get($l->addr) ]))
+        ->{status} == 403 || $c->{gone}, 'a client that is denied';
+    ok !$l->waiting, 'reaches nobody';
+    $closed->stop;
+}
+
+# ---- how much
+{
+    my $few = Weir->start(set => [ @set, 'http3.connections=2',
+        'http2.streams=3' ]);
+    my ($one, $two) = map { client($few) } 1 .. 2;
+    ok $one->{up} && $two->{up}, 'as many connections as may be';
+    my $three = client($few, wire => { idle_ms => 2000 });
+    ok !$three->{up}, 'and no more';
+    ok served($two), 'those that are there are served';
+    $one->close;
+    my $four = wait_for('room', sub {
+        my $c = client($few, wire => { idle_ms => 2000 });
+        return $c->{up} && $c;
+    });
+    ok $four, 'where one goes another comes';
+    my $l = listener();
+    $four->settled;
+    my @id = map { $four->request([ Weir::H2::get($l->addr) ]) } 1 .. 3;
+    is $four->open_stream, -1, 'no more streams than allowed';
+    for (@id) {
+        my $o = $l->accept;
+        $o->get_request;
+        $o->put($ok);
+    }
+    is $four->answer($_)->{body}, 'ok', 'each is answered' for @id;
+    ok $four->until(sub { $four->open_stream >= 0 }), 'then there is room';
+    $few->stop;
+}
+
+# ---- how it ends
+{ # TERM: what runs ends in order
+    my $dying = Weir->start(set => [ @set, 'proxy.grace_s=10' ]);
+    my $c = client($dying);
+    my $idle = client($dying);
+    served($_) for $c, $idle;
+    my $l = listener();
+    my $id = $c->request([ Weir::H2::get($l->addr) ]);
+    my $o = $l->accept;
+    $o->get_request;
+    $dying->signal('TERM');
+    ok defined $c->until(sub { $c->{goaway} }), 'TERM: GOAWAY';
+    is $idle->ending, 'application NO_ERROR', 'an idle connection ends';
+    $o->put($ok);
+    is $c->answer($id)->{body}, 'ok', 'what runs is answered';
+    is $c->ending, 'application NO_ERROR', 'then that connection ends, too';
+    is reap($dying), 0, 'and weir';
+}
+{ # idle
+    my $short = Weir->start(set => [ @set, 'http3.idle_s=1', 'proxy.idle_s=1' ],
+        args => ['-v']);
+    my $c = client($short);
+    ok served($c), 'a connection that is used';
+    like $c->ending, qr/^(?:idle|application NO_ERROR)/, 'then is idle, and ends';
+    my $tunnel = client($short);
+    my $l = listener();
+    my $id = $tunnel->request([ ':method', 'CONNECT', ':authority', $l->addr ],
         end => 0);
-    $c->until(sub { $c->stream($id)->{status} });
-    $c->data($id, "GET / HTTP/1.1\r\nHost: ${\ $o->addr}\r\n\r\n");
-    $c->until(sub { $c->stream($id)->{body} =~ /xxxxx$/ });
-    like $c->stream($id)->{body}, qr/^HTTP\/1.1 200/, 'a tunnel beside it';
-    $c->reset_stream($id, 'REQUEST_CANCELLED');
-    $c->until(sub { $c->stream($id)->{reset} });
-    is $c->stream($id)->{reset}, 'CONNECT_ERROR', '  that is cut: both ways';
+    my $o = $l->accept;
+    my $s = $tunnel->stream($id);
+    $tunnel->until(sub { $s->{status} });
+    is $s->{status}, 200, 'a tunnel';
+    my $other = client($short);
+    $other->ending for 1 .. 2;
+    $other = client($short);
+    $other->ending;
+    $tunnel->data($id, 'still there');
+    is $o->get(11), 'still there', 'keeps its connection for longer than that';
+    $o->put('and back');
+    $tunnel->until(sub { length $s->{body} >= 8 });
+    is $s->{body}, 'and back', 'both ways';
+    $short->stop;
+}
+{ # without a word
+    my $c = client();
     my $l = listener();
-    $id = $c->request([ @{ get() }[ 0 .. 3 ], ':authority', $l->addr, ':path',
-            '/' ]);
-    my $s = $l->accept;
-    $s->get_request;
-    $c->stop_stream($id, 'REQUEST_CANCELLED');
-    $w->wait_log(qr/stream=8 .*why=over by=client/);
-    pass 'a client that wants no answer: the origin is told';
-    $c->close;
+    my $id = $c->request([ Weir::H2::get($l->addr) ]);
+    my $o = $l->accept;
+    $o->get_request;
+    $c->close('NO_ERROR');
+    is $o->get_eof, '', 'a client that leaves: its origin is let go';
 }
-
-# ---- a weir that forgot: stateless reset, after a restart as well
-{
-    my $c = Weir::H3->client(port => $w->port);
-    $c->answer($c->request(get()));
-    my ($port, $home) = ($w->port, $w->home);
-    $w->signal('KILL');
-    Weir::wait_for('its end', sub { !kill(0, $w->pid) || Weir::reap($w) });
-    my $again = Weir->start(home => $home, listen => "127.0.0.1:$port");
-    $c->request(get());
-    is $c->ending =~ s/ .*//r, 'reset', 'a stateless reset after a restart';
-    $w = $again;
+{ # keys
+    my $keys = wait_for('keys', sub {
+        my ($name) = glob(scratch('x') =~ s{/[^/]*$}{/*-keys}r);
+        return $name && slurp($name);
+    });
+    like $keys, qr/^CLIENT_TRAFFIC_SECRET_0 /m, 'SSLKEYLOGFILE has the keys';
 }
-
-# ---- many that are silent cost no worker
 $w->stop;
-$w = Weir->start(set => [ 'proxy.workers=4', 'http3.idle_s=4',
-        'http3.connections=30', 'access.connections=20' ]);
-{
-    my @c = map { Weir::H3->client(port => $w->port) } 1 .. 20;
-    is scalar(grep { $_->answer($_->request(get()))->{status} == 200 } @c), 20,
-        'twenty connections and four workers';
-    is scalar(grep { $_->answer($_->request(get()))->{status} == 200 } @c), 20,
-        '  and again';
-    my $more = Weir::H3->client(port => $w->port);
-    is $more->ending, 'transport 2', 'a client with too many: refused';
-    $w->wait_log(qr/close .*spoke=http\/3 exchanges=2/, 20);
-    Weir::wait_for('all to be over',
-        sub { (() = $w->log =~ /spoke=http\/3 exchanges=2/g) == 20 });
-    pass 'they end when they were idle for long enough';
-}
-
-# ---- the end: those that are under way may finish
-{
-    my $l = listener();
-    my $c = Weir::H3->client(port => $w->port);
-    my $id = $c->request([ @{ get() }[ 0 .. 3 ], ':authority', $l->addr,
-            ':path', '/' ]);
-    my $idle = Weir::H3->client(port => $w->port);
-    $idle->answer($idle->request(get()));
-    my $s = $l->accept;
-    $s->get_request;
-    $w->signal('TERM');
-    $c->until(sub { defined $c->{goaway} });
-    ok defined $c->{goaway}, 'TERM: GOAWAY';
-    is $idle->ending, 'application NO_ERROR', '  an idle connection ends';
-    $s->put("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlast");
-    is $c->answer($id)->{body}, 'last', '  an answer is completed';
-    is $c->ending, 'application NO_ERROR', '  and then it ends';
-    is Weir::reap($w), 0, '  as does weir';
-}
 done_testing;

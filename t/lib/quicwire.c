@@ -24,11 +24,13 @@
  *
  *   up C VERSION ALPN RESUMED NAME      handshake done
  *   cert C LEN, token C LEN             peer's certificate (DER), NEW_TOKEN
+ *   ticket C                            the file of session=FILE was written
  *   data C S FIN LEN, datagram C LEN    what came
  *   reset C S CODE, stopped C S CODE    what the peer did
  *   closed C S CODE                     a stream is over; -1: without a code
  *   allows C N                          it lets us open more (bidi)
  *   path C VALID, versions C V...       new path, version negotiation
+ *   retried C                           a Retry came
  *   gone C KIND CODE REASON             the connection is over; KIND is
  *                                       transport, application, idle, reset...
  *
@@ -88,10 +90,10 @@ struct stream {
 };
 
 struct option { /* what a test can choose, with its default */
-    char ca[256], alpn[32], token[512];
+    char ca[256], alpn[32], token[512], session[256];
     uint32_t version;
-    uint64_t stream_window, window, streams, idle_ms, rtt_ms, payload;
-    bool datagrams, early;
+    uint64_t stream_window, window, streams, idle_ms, rtt_ms, payload, lossy_rx;
+    bool datagrams;
 };
 
 struct socket_of {
@@ -438,14 +440,14 @@ on_up(ngtcp2_conn *conn, void *arg)
         gnutls_server_name_get(w->tls, name, &len, &type, 0);
         gnutls_session_ticket_send(w->tls, 1, 0);
     }
-    say("up %d %" PRIx32 " %.*s %d %s", w->id,
-        ngtcp2_conn_get_negotiated_version(conn), (int)alpn.size, alpn.data,
-        gnutls_session_is_resumed(w->tls), name);
     peer = gnutls_certificate_get_peers(w->tls, &n);
     if (peer != NULL && n > 0) {
         say("cert %d %u", w->id, peer[0].size);
         out_bytes(peer[0].data, peer[0].size);
     }
+    say("up %d %" PRIx32 " %.*s %d %s", w->id,
+        ngtcp2_conn_get_negotiated_version(conn), (int)alpn.size, alpn.data,
+        gnutls_session_is_resumed(w->tls), name);
     return 0;
 }
 
@@ -461,6 +463,38 @@ on_versions(ngtcp2_conn *conn, const ngtcp2_pkt_hd *hd, const uint32_t *v,
     for (size_t i = 0; i < n && at < sizeof list - 10; i++)
         at += (size_t)sprintf(list + at, " %" PRIx32, v[i]);
     say("versions %d%s", ((struct wire *)arg)->id, list);
+    return 0;
+}
+
+static int
+on_retry(ngtcp2_conn *conn, const ngtcp2_pkt_hd *hd, void *arg)
+{
+    say("retried %d", ((struct wire *)arg)->id);
+    return ngtcp2_crypto_recv_retry_cb(conn, hd, arg);
+}
+
+/* A ticket has come: keep the session where the next one finds it. */
+static int
+on_ticket(gnutls_session_t tls, unsigned type, unsigned when, unsigned incoming,
+          const gnutls_datum_t *message)
+{
+    ngtcp2_crypto_conn_ref *ref = gnutls_session_get_ptr(tls);
+    struct wire *w = ref->user_data;
+    gnutls_datum_t session;
+    FILE *file;
+
+    (void)type;
+    (void)when;
+    (void)incoming;
+    (void)message;
+    if (gnutls_session_get_data2(tls, &session) != 0)
+        return 0;
+    if ((file = fopen(w->o.session, "w")) == NULL ||
+        fwrite(session.data, 1, session.size, file) != session.size ||
+        fclose(file) != 0)
+        die("%s: %s", w->o.session, strerror(errno));
+    gnutls_free(session.data);
+    say("ticket %d", w->id);
     return 0;
 }
 
@@ -543,7 +577,7 @@ static const ngtcp2_callbacks callbacks = {
     .stream_close = on_close,
     .stream_reset = on_reset,
     .recv_stateless_reset = on_stateless_reset,
-    .recv_retry = ngtcp2_crypto_recv_retry_cb,
+    .recv_retry = on_retry,
     .extend_max_local_streams_bidi = on_more_streams,
     .extend_max_stream_data = on_unblocked,
     .rand = on_rand,
@@ -625,6 +659,7 @@ wire_new(int id, const struct option *o)
 
     w->id = id;
     w->o = *o;
+    w->lossy_rx = (int)o->lossy_rx;
     w->sock.fd = -1;
     TAILQ_INIT(&w->streams);
     STAILQ_INIT(&w->datagrams);
@@ -1038,6 +1073,7 @@ options(char **words, int n)
         {"idle_ms", &o.idle_ms},
         {"rtt_ms", &o.rtt_ms},
         {"payload", &o.payload},
+        {"lossy_rx", &o.lossy_rx},
     };
 
     for (int i = 0; i < n; i++) {
@@ -1058,6 +1094,8 @@ options(char **words, int n)
             snprintf(o.alpn, sizeof o.alpn, "%s", value);
         else if (strcmp(words[i], "token") == 0)
             snprintf(o.token, sizeof o.token, "%s", value);
+        else if (strcmp(words[i], "session") == 0)
+            snprintf(o.session, sizeof o.session, "%s", value);
         else if (strcmp(words[i], "version") == 0)
             o.version = (uint32_t)strtoul(value, NULL, 0);
         else if (strcmp(words[i], "datagrams") == 0)
@@ -1082,6 +1120,24 @@ do_listen(char **arg, int n)
     TAILQ_INSERT_TAIL(&listeners, l, next);
     say("listening %d",
         ntohs(((struct sockaddr_in *)&l->sock.local)->sin_port));
+}
+
+/* With session=FILE: the one that was kept there, and what comes is kept. */
+static void
+resume_session(struct wire *w)
+{
+    gnutls_datum_t session;
+
+    if (w->o.session[0] == '\0')
+        return;
+    gnutls_handshake_set_hook_function(w->tls,
+                                       GNUTLS_HANDSHAKE_NEW_SESSION_TICKET,
+                                       GNUTLS_HOOK_POST, on_ticket);
+    if (gnutls_load_file(w->o.session, &session) != 0)
+        return;
+    if (gnutls_session_set_data(w->tls, session.data, session.size) != 0)
+        die("session %s", w->o.session);
+    gnutls_free(session.data);
 }
 
 static void
@@ -1117,6 +1173,7 @@ do_dial(char **arg, int n)
     if (o.ca[0] != '\0')
         gnutls_session_set_verify_cert(w->tls,
                                        strcmp(arg[3], "-") ? arg[3] : NULL, 0);
+    resume_session(w);
     wire_write(w);
 }
 
