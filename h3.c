@@ -48,7 +48,6 @@ enum {
     TRIM_STREAMS = 50,     /* served: there may be memory to give back */
     NEAR_RTT_MS = 10,      /* what to assume of a client, before it is known */
     FAR_RTT_MS = 60,       /* and of an origin */
-    HELD_MS = 1000,        /* how long a request may wait for a stream */
     GRAM_MAX = 1500,       /* bytes of a datagram with its stream's number */
     REFUSALS = 3,          /* datagrams that found nobody: the origin is gone */
     SETTINGS_MAX = 256,    /* bytes of an origin's first frame */
@@ -841,7 +840,6 @@ open_stream(struct h3 *h, struct stream *s)
     if (some && !done &&
         (!quic_is_ready(h->quic) || !quic_open(h->quic, true, &id))) {
         s->held = true;
-        s->moved_at = h->now;
         s->next_own = h->held;
         h->held = s;
         return false;
@@ -989,12 +987,9 @@ static void
 quic_confirmed(void *arg)
 {
     struct h3 *h = arg;
-    size_t max = quic_streams_left(h->quic);
 
     pthread_mutex_lock(&h->hub.lock);
     h->ready = true;
-    if (h->side == SIDE_ORIGIN)
-        h->peer_max = max;
     pthread_cond_broadcast(&h->settled);
     pthread_mutex_unlock(&h->hub.lock);
 }
@@ -1395,15 +1390,10 @@ look_at_limits(struct h3 *h)
         h->hub.gram_max = max < GRAM_MAX - 4 ? max : GRAM_MAX - 4;
         pthread_mutex_unlock(&h->hub.lock);
     }
-    /* What has ended may be opened anew as soon as the peer says so: that is a
-     * moment for which a request is held. */
-    left = h->side == SIDE_ORIGIN && quic_is_ready(h->quic)
-               ? quic_streams_left(h->quic)
-               : 0;
-    if (left > 0) {
+    if (h->side == SIDE_ORIGIN && quic_is_ready(h->quic)) {
+        left = quic_streams_left(h->quic);
         pthread_mutex_lock(&h->hub.lock);
-        if (h->n_open + left > h->peer_max)
-            h->peer_max = h->n_open + left;
+        h->peer_max = h->n_open + left;
         pthread_mutex_unlock(&h->hub.lock);
     }
     if (alive != h->kept_alive) {
@@ -1472,38 +1462,11 @@ give_back(struct h3 *h)
         fibers_rest(&h->fibers);
 }
 
-/* Client role: a request has waited long for a stream.  The peer lets us open
- * no more, and others shall not try. */
-static void
-end_held(struct h3 *h)
-{
-    struct stream *s = h->held, *next;
-
-    if (s == NULL || !quic_is_ready(h->quic))
-        return;
-    while (s->next_own != NULL) /* it is newest first */
-        s = s->next_own;
-    if (h->now - s->moved_at < HELD_MS)
-        return;
-    leave(h);
-    s = h->held;
-    h->held = NULL;
-    for (; s != NULL; s = next) {
-        next = s->next_own;
-        s->held = false;
-        s->submitted = s->closed = true;
-        list_add(h, s);
-        stream_break(s, WHY_UNPROCESSED, "open a stream", 0, NULL);
-        serve_call(h, s);
-    }
-}
-
 /* Twice a second. */
 static void
 tick(struct h3 *h)
 {
     end_stalled(h);
-    end_held(h);
     give_back(h);
     if (atomic_load(&h->user.weir->draining))
         say_goodbye(h);
@@ -1622,8 +1585,7 @@ may_rest(struct h3 *h, int linger_ms)
     if (over && (h->side == SIDE_ORIGIN || h->said_goodbye))
         return WHY_EOF;
     if (h->side == SIDE_ORIGIN)
-        return h->now - idle >= linger_ms && hub_over_idle(&h->hub) ? WHY_EOF
-                                                                    : WHY_NONE;
+        return h->now - idle >= linger_ms ? WHY_EOF : WHY_NONE;
     if (over || h->now - idle < linger_ms ||
         quic_until_us(h->quic) < (h->now + REST_MS) * 1000)
         return WHY_NONE;
@@ -1908,10 +1870,6 @@ h3_run(struct h3 *h, int linger_ms, struct fail *f)
     h->idle_from = 0;
     while ((why = turn(h, linger_ms, f)) == WHY_NONE)
         ;
-    if (why == WHY_IDLE && h->side == SIDE_ORIGIN && idle_since(h) != 0) {
-        *f = (struct fail){0}; /* an origin that was not asked is silent */
-        why = WHY_EOF;
-    }
     if (why != WHY_MORE) {
         quic_goodbye(h->quic);
         break_all(h, f);

@@ -1694,6 +1694,30 @@ struct udp_result { /* bytes */
 enum why udp_relay(const struct client *, struct end *control,
                    const struct socks *, struct udp_result *, struct fail *);
 
+/* ---- initial.c: the ClientHello in a QUIC client's first packets ----------
+ */
+
+struct initial;
+struct initial *initial_new(void); /* NULL: no memory */
+void initial_free(struct initial *);
+enum why initial_read(struct initial *, const void *datagram, size_t len,
+                      struct hello *); /* WHY_MORE: another one is needed */
+
+/* ---- nested.c: QUIC inside of a tunnel for datagrams ----------------------
+ */
+
+struct nested;
+struct nested_user {
+    void (*send)(void *arg, const void *, size_t len); /* to the client */
+    void (*pass)(void *arg, const void *, size_t len); /* on to the target */
+    void *arg;
+};
+struct nested *nested_new(const struct client *, const struct origin *target,
+                          const struct nested_user *);      /* NULL: opaque */
+bool nested_put(struct nested *, const void *, size_t len); /* false: opaque */
+bool nested_taken(const struct nested *);
+void nested_free(struct nested *);
+
 /* ---- masque.c: UDP through HTTP (connect-udp) -----------------------------
  */
 
@@ -1703,7 +1727,8 @@ bool masque_target(struct span path, char host[HOST_MAX + 1], uint16_t *port);
 struct masque *masque_open(struct client *, struct head *req, struct fail *);
 void masque_free(struct masque *);
 enum why masque_answer(struct http *down, struct head *res, struct fail *);
-void masque_run(struct masque *, struct worker *, struct tunnel_side client);
+void masque_run(struct masque *, struct worker *, struct tunnel_side client,
+                struct stream *); /* HTTP/3's; else NULL */
 
 /* ---- ca.c: our certificate authority, on disk ---------------------------- */
 
