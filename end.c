@@ -78,6 +78,7 @@ sock_recv_now(struct end *e, void *buf, size_t cap, size_t *n, struct fail *f)
     if (got < 0)
         return errno == EAGAIN ? WHY_MORE : fail_sys(f, e->side, "read", errno);
     e->n_in += (uint64_t)got;
+    e->drained = got > 0 && (size_t)got < cap;
     *n = (size_t)got;
     return got > 0 ? WHY_NONE : peer_ended(e, f);
 }
