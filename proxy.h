@@ -1110,6 +1110,22 @@ struct conn *conn_new_quic(struct weir *, struct wire *,
 enum why connect_route(struct client *, struct head *req, struct origin *,
                        struct fail *); /* where a CONNECT leads */
 bool conn_wants(const struct config *, const struct origin *);
+/* For the states that have rooms of their own. */
+enum conn_state conn_park(struct conn *, enum conn_state resume,
+                          int64_t until_ms);
+int64_t conn_idle_until(const struct conn *);
+enum conn_state conn_goodbye(struct conn *, const struct fail *);
+
+/* ---- detect.c: what does a client speak? --------------------------------- */
+
+enum conn_state conn_detect(struct conn *);
+
+/* ---- handshake.c: TLS that a client begins ------------------------------- */
+
+enum conn_state conn_handshake(struct conn *);
+int handshake_quic(void *conn, const struct hello *, struct leaf **);
+void conn_log_refusal(const struct conn *, const char *name,
+                      const struct fail *);
 
 /* ---- serve.c: one stream of a client's session --------------------------- */
 
