@@ -614,8 +614,8 @@ struct stream {
 
 struct call { /* what a stream's user calls for */
     bool content, end, tail, aborted, done, unwanted;
-    enum why why;  /* aborted by it */
-    size_t credit; /* bytes that he has read */
+    enum why why;                              /* aborted by it */
+    size_t credit;                             /* bytes that he has read */
     void (*serve)(void *arg, struct fibers *); /* to be begun; NULL: nothing */
     void *serve_arg;
 };
@@ -1320,8 +1320,8 @@ bool hub_init(struct hub *); /* false: no descriptor */
 void hub_clear(struct hub *);
 struct stream *hub_call(struct hub *); /* the next who calls; NULL: nobody */
 struct stream *hub_take(struct hub *, struct call *); /* and for what */
-void hub_wake(struct hub *);           /* needs hub->lock */
-bool hub_sleep(struct hub *);          /* false: somebody calls, look again */
+void hub_wake(struct hub *);                          /* needs hub->lock */
+bool hub_sleep(struct hub *); /* false: somebody calls, look again */
 void hub_awake(struct hub *);
 void hub_rest(struct hub *, bool all); /* spare streams go back */
 void hub_nudge(struct hub *);     /* any thread: look again, it is no call */
@@ -1707,8 +1707,8 @@ enum why dial_watched(const struct client *, const char *host, uint16_t port,
 enum why dial_addresses(const struct client *, const char *host, uint16_t port,
                         enum access, struct address[DIAL_MAX], size_t *n,
                         struct clock_marks *, struct fail *);
-enum why dial_udp_at(const struct address *, int *fd, char addr[ADDR_MAX],
-                     struct fail *);
+enum why dial_udp_at(const struct address *, bool quic, int *fd,
+                     char addr[ADDR_MAX], struct fail *);
 enum why dial_udp(const struct client *, const char *host, uint16_t port,
                   enum access, int *fd, char addr[ADDR_MAX],
                   struct clock_marks *, struct fail *);
@@ -1819,6 +1819,8 @@ void upstream_give(const struct client *, struct upstream *); /* for reuse */
 struct tunnel_side upstream_side(struct upstream *);          /* after a 101 */
 bool upstream_alive(struct upstream *); /* idle, and fit for an exchange? */
 void upstream_free(struct upstream *);  /* closes; NULL: nothing */
+/* Is there an idle one, or another way than a new one over TCP? */
+bool upstream_reaches(const struct client *, const struct origin *);
 /* Is there an idle one? */
 bool upstream_has(const struct client *, const struct origin *);
 bool upstream_known(const struct client *, const struct origin *,
