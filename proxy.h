@@ -1812,8 +1812,8 @@ enum why dial_watched(const struct client *, const char *host, uint16_t port,
 enum why dial_addresses(const struct client *, const char *host, uint16_t port,
                         enum access, struct address[DIAL_MAX], size_t *n,
                         struct clock_marks *, struct fail *);
-enum why dial_udp_at(const struct address *, int *fd, char addr[ADDR_MAX],
-                     struct fail *);
+enum why dial_udp_at(const struct address *, bool quic, int *fd,
+                     char addr[ADDR_MAX], struct fail *);
 enum why dial_udp(const struct client *, const char *host, uint16_t port,
                   enum access, int *fd, char addr[ADDR_MAX],
                   struct clock_marks *, struct fail *);
@@ -1928,6 +1928,8 @@ void upstream_give(const struct client *, struct upstream *); /* for reuse */
 struct tunnel_side upstream_side(struct upstream *);          /* after a 101 */
 bool upstream_alive(struct upstream *); /* idle, and fit for an exchange? */
 void upstream_free(struct upstream *);  /* closes; NULL: nothing */
+/* Is there an idle one, or another way than a new one over TCP? */
+bool upstream_reaches(const struct client *, const struct origin *);
 /* Is there an idle one? */
 bool upstream_has(const struct client *, const struct origin *);
 bool upstream_known(const struct client *, const struct origin *,
