@@ -549,6 +549,7 @@ struct hub {
  * in. */
 struct hearer {
     void (*hear)(void *arg, const void *at, size_t len);
+    void (*heard)(void *arg); /* those that came together; NULL: never mind */
     void *arg;
 };
 
@@ -1350,6 +1351,7 @@ void stream_serve(struct stream *, void (*serve)(void *arg, struct fibers *),
 bool stream_put_head(struct stream *, struct head *); /* takes what is in it */
 bool stream_put_data(struct stream *, const void *, size_t len);
 void stream_put_gram(struct stream *, const void *, size_t len);
+void stream_end_grams(struct stream *); /* no more have come for now */
 void stream_put_end(struct stream *, struct head *tail); /* tail may be NULL */
 void stream_break(struct stream *, enum why, const char *op, int code,
                   const char *(*text)(int));
@@ -1817,6 +1819,7 @@ enum why dial_udp_at(const struct address *, bool quic, int *fd,
 enum why dial_udp(const struct client *, const char *host, uint16_t port,
                   enum access, int *fd, char addr[ADDR_MAX],
                   struct clock_marks *, struct fail *);
+bool dial_is_ours(const struct client *, const struct address *);
 void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 uint16_t address_port(const struct sockaddr_storage *);
