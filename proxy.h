@@ -614,8 +614,8 @@ struct stream {
 
 struct call { /* what a stream's user calls for */
     bool content, end, tail, aborted, done, unwanted;
-    enum why why;  /* aborted by it */
-    size_t credit; /* bytes that he has read */
+    enum why why;                              /* aborted by it */
+    size_t credit;                             /* bytes that he has read */
     void (*serve)(void *arg, struct fibers *); /* to be begun; NULL: nothing */
     void *serve_arg;
 };
@@ -1320,8 +1320,8 @@ bool hub_init(struct hub *); /* false: no descriptor */
 void hub_clear(struct hub *);
 struct stream *hub_call(struct hub *); /* the next who calls; NULL: nobody */
 struct stream *hub_take(struct hub *, struct call *); /* and for what */
-void hub_wake(struct hub *);           /* needs hub->lock */
-bool hub_sleep(struct hub *);          /* false: somebody calls, look again */
+void hub_wake(struct hub *);                          /* needs hub->lock */
+bool hub_sleep(struct hub *); /* false: somebody calls, look again */
 void hub_awake(struct hub *);
 void hub_rest(struct hub *, bool all); /* spare streams go back */
 void hub_nudge(struct hub *);     /* any thread: look again, it is no call */
@@ -1765,11 +1765,14 @@ void parent_judge(struct parent *, const struct fail *, uint64_t conn);
 bool parent_is_direct(const struct config *, const struct origin *);
 bool parent_absolute(const struct parent *, const struct origin *);
 struct span parent_credentials(const struct client *, const struct parent *);
+
+/* ---- through.c: a way through a parent ----------------------------------- */
+
 struct secure;
 struct sessions;
 extern const struct origin parent_itself; /* for sessions with it */
-enum why parent_open(const struct client *, struct secure *, struct sessions *,
-                     struct upstream *, bool *again, struct fail *);
+enum why through_open(const struct client *, struct secure *, struct sessions *,
+                      struct upstream *, bool *again, struct fail *);
 
 /* ---- bridge.c: a stream of a session, made an end ------------------------ */
 
