@@ -20,7 +20,7 @@ static char err[512];
 static struct mitm *mitm;
 static gnutls_certificate_credentials_t trusting, distrusting;
 
-struct call { /* a handshake, both sides, and what came of it */
+struct shake { /* a handshake, both sides, and what came of it */
     /* set by the test */
     const char *name;          /* whom the server is */
     const struct names *names; /* of the origin */
@@ -50,7 +50,7 @@ struct call { /* a handshake, both sides, and what came of it */
 /* ---- the server ---------------------------------------------------------- */
 
 static enum why
-server_talk(struct call *c, struct end *e)
+server_talk(struct shake *c, struct end *e)
 {
     char byte = 0;
     struct iovec iov = {"x", 1};
@@ -76,7 +76,7 @@ server_talk(struct call *c, struct end *e)
 static void *
 server_run(void *arg)
 {
-    struct call *c = arg;
+    struct shake *c = arg;
     struct end e;
 
     end_init(&e, c->fds[0], SIDE_CLIENT, LIMIT_MS);
@@ -88,7 +88,7 @@ server_run(void *arg)
 /* ---- the client ---------------------------------------------------------- */
 
 static gnutls_session_t
-client_new(struct call *c)
+client_new(struct shake *c)
 {
     gnutls_session_t s;
     const char *name = c->verify != NULL ? c->verify : c->name;
@@ -122,7 +122,7 @@ client_new(struct call *c)
 
 /* After the handshake: what was agreed on, and a byte each way. */
 static void
-client_look(struct call *c, gnutls_session_t s)
+client_look(struct shake *c, gnutls_session_t s)
 {
     gnutls_datum_t chosen = {NULL, 0};
     char byte;
@@ -145,7 +145,7 @@ client_look(struct call *c, gnutls_session_t s)
 }
 
 static void
-client_run(struct call *c)
+client_run(struct shake *c)
 {
     gnutls_session_t s = client_new(c);
 
@@ -161,7 +161,7 @@ client_run(struct call *c)
 
 /* Both sides, one in a thread of its own.  True if it went well for both. */
 static bool
-call_run(struct call *c)
+call_run(struct shake *c)
 {
     pthread_t thread;
 
@@ -182,7 +182,7 @@ call_run(struct call *c)
 }
 
 static void
-call_is(struct call *c, bool want, const char *what)
+call_is(struct shake *c, bool want, const char *what)
 {
     char text[256];
 
@@ -194,7 +194,7 @@ call_is(struct call *c, bool want, const char *what)
 }
 
 static void
-call_clear(struct call *c)
+call_clear(struct shake *c)
 {
     gnutls_free(c->ticket.data);
 }
@@ -220,7 +220,7 @@ test_versions(void)
     };
 
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        struct call c = {.name = "a.test", .priority = all[i].priority};
+        struct shake c = {.name = "a.test", .priority = all[i].priority};
 
         call_is(&c, all[i].version != 0, all[i].priority);
         if (all[i].version != 0) {
@@ -253,7 +253,7 @@ test_choice(void)
     };
 
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        struct call c = {.name = "a.test", .priority = all[i].priority};
+        struct shake c = {.name = "a.test", .priority = all[i].priority};
 
         call_is(&c, true, all[i].priority);
         is_int(c.cipher, all[i].cipher, "  its cipher");
@@ -280,7 +280,7 @@ test_alpn(void)
     };
 
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        struct call c = {
+        struct shake c = {
             .name = "a.test", .alpn = all[i].alpn, .offer = all[i].offer};
 
         call_is(&c, true, all[i].offer != NULL ? all[i].offer : "no offer");
@@ -296,7 +296,7 @@ test_names(void)
                                                      "10.0.0.1",
                                        .at = "*.b.test\0"
                                              "10.0.0.1"};
-    struct call all[] = {
+    struct shake all[] = {
         {.name = "127.0.0.1"},
         {.name = "::1"},
         {.name = "xn--mnchen-3ya.test"},
@@ -304,8 +304,8 @@ test_names(void)
         {.name = "a.test", .names = &names, .verify = "www.b.test"},
         {.name = "a.test", .names = &names, .verify = "10.0.0.1"},
     };
-    struct call wrong = {.name = "a.test", .verify = "b.test"};
-    struct call none = {.name = "bad name"};
+    struct shake wrong = {.name = "a.test", .verify = "b.test"};
+    struct shake none = {.name = "bad name"};
 
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         call_is(&all[i], true,
@@ -328,7 +328,7 @@ test_resumption(void)
                                              "NORMAL:-VERS-ALL:+VERS-TLS1.2"};
 
     for (int i = 0; i < 2; i++) {
-        struct call c = {.name = "back.test",
+        struct shake c = {.name = "back.test",
                          .priority = priorities[i],
                          .alpn = ALPN_HTTP1,
                          .offer = "h2 http/1.1"};
@@ -352,7 +352,7 @@ test_distrust(void)
                                              "NORMAL:-VERS-ALL:+VERS-TLS1.2"};
 
     for (int i = 0; i < 2; i++) {
-        struct call c = {
+        struct shake c = {
             .name = "a.test", .priority = priorities[i], .distrust = true};
         char text[256];
 
@@ -371,7 +371,7 @@ test_distrust(void)
 static void
 test_hello_first(void)
 {
-    struct call c = {.name = "www.example.com",
+    struct shake c = {.name = "www.example.com",
                      .alpn = ALPN_HTTP1,
                      .offer = "h2 http/1.1",
                      .read_hello = true};
@@ -385,7 +385,7 @@ test_hello_first(void)
 static void
 test_silence(void)
 {
-    struct call c = {.name = "a.test", .silent = true, .limit_ms = 50};
+    struct shake c = {.name = "a.test", .silent = true, .limit_ms = 50};
 
     call_run(&c);
     is_int(c.why, WHY_LATE, "a client that says nothing is given up");
@@ -404,7 +404,7 @@ crowd_run(void *arg)
     (void)arg;
     for (int i = 0; i < N_CALLS; i++) {
         char name[32];
-        struct call c = {.name = name};
+        struct shake c = {.name = name};
 
         snprintf(name, sizeof name, "crowd-%d.test", i);
         if (call_run(&c))

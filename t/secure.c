@@ -88,7 +88,7 @@ origin_run(void *arg)
     return NULL;
 }
 
-struct call { /* one connection to an origin, both sides */
+struct shake { /* one connection to an origin, both sides */
     struct upstream up;
     struct origin_side at;
     enum why why;
@@ -97,7 +97,7 @@ struct call { /* one connection to an origin, both sides */
 
 /* Connect; what came of it.  save: read a byte and keep the ticket. */
 static void
-call(struct secure *s, const struct config *conf, struct call *c,
+call(struct secure *s, const struct config *conf, struct shake *c,
      const char *host, bool save)
 {
     struct client client = {.weir = &weir, .conf = conf};
@@ -140,7 +140,7 @@ static void
 believed(struct secure *s, const struct config *conf, const char *host,
          const char *sni, bool good_host)
 {
-    struct call c = {0};
+    struct shake c = {0};
 
     snprintf(c.up.origin.sni, sizeof c.up.origin.sni, "%s", sni);
     call(s, conf, &c, host, false);
@@ -159,7 +159,7 @@ static void
 refused(struct secure *s, const struct config *conf, const struct cert *cert,
         const char *reason)
 {
-    struct call c = {.at.cert = cert};
+    struct shake c = {.at.cert = cert};
 
     call(s, conf, &c, "good.test", false);
     is_int(c.why, WHY_CERT, "refused: %s", reason);
@@ -176,7 +176,7 @@ verification(void)
     struct config *conf = settings(sets, 1), *bare = settings(NULL, 0);
     struct secure *s = trusting(conf), *without = trusting(bare);
     struct cert self, expired, early;
-    struct call c = {0};
+    struct shake c = {0};
 
     believed(s, conf, "good.test", "", true);
     believed(s, conf, "a.wild.test", "", true);
@@ -190,7 +190,7 @@ verification(void)
 
     call(s, conf, &c, "good.test", false);
     is_str(c.at.sni, "good.test", "SNI is the host");
-    c = (struct call){0};
+    c = (struct shake){0};
     call(s, conf, &c, "127.0.0.1", false);
     is_str(c.at.sni, "", "but not an address");
 
@@ -219,19 +219,19 @@ insecure(void)
     char *sets[] = {"upstream.insecure=*.lab.test"};
     struct config *conf = settings(sets, 1), *strict = settings(NULL, 0);
     struct secure *s = trusting(conf);
-    struct call c = {0};
+    struct shake c = {0};
 
     call(s, conf, &c, "x.lab.test", true);
     is_int(c.why, WHY_NONE, "a host that is listed is not verified");
     ok(c.up.insecure, "and said to be so");
-    c = (struct call){0};
+    c = (struct shake){0};
     call(s, conf, &c, "x.lab.test", true);
     ok(c.at.resumed, "its sessions are resumed");
-    c = (struct call){0};
+    c = (struct shake){0};
     call(s, strict, &c, "x.lab.test", false);
     ok(!c.at.resumed, "but not by one that has to verify");
     is_int(c.why, WHY_CERT, "which refuses the certificate");
-    c = (struct call){0};
+    c = (struct shake){0};
     call(s, conf, &c, "lab.example", false);
     is_int(c.why, WHY_CERT, "another host is verified");
     secure_free(s);
@@ -276,7 +276,7 @@ learning(void)
     char *sets[] = {ca_set};
     struct config *conf = settings(sets, 1);
     struct secure *s = trusting(conf);
-    struct call c = {.at.alpn = "http/1.1"};
+    struct shake c = {.at.alpn = "http/1.1"};
     struct origin other;
     struct known known;
 
@@ -292,16 +292,16 @@ learning(void)
     snprintf(other.sni, sizeof other.sni, "a.wild.test");
     ok(!secure_known(s, &other, &known), "another SNI, too");
 
-    c = (struct call){.at.alpn = "h2"};
+    c = (struct shake){.at.alpn = "h2"};
     call(s, conf, &c, "good.test", false);
     ok(secure_known(s, &c.up.origin, &known) && known.alpn == ALPN_H2,
        "what it chose last counts");
-    c = (struct call){0};
+    c = (struct shake){0};
     call(s, conf, &c, "good.test", false);
     ok(secure_known(s, &c.up.origin, &known) && known.alpn == 0,
        "also if that was nothing");
 
-    c = (struct call){.at = {.prio = "NORMAL:-VERS-ALL:+VERS-TLS1.1"}};
+    c = (struct shake){.at = {.prio = "NORMAL:-VERS-ALL:+VERS-TLS1.1"}};
     call(s, conf, &c, "good.test", false);
     ok(c.why == WHY_TLS || c.why == WHY_ALERT, "TLS 1.1 is not spoken");
     ok(!secure_known(s, &c.up.origin, &known), "one that failed is forgotten");
@@ -315,17 +315,17 @@ resumption(const char *prio)
     char *sets[] = {ca_set};
     struct config *conf = settings(sets, 1);
     struct secure *s = trusting(conf);
-    struct call c = {.at.prio = prio};
+    struct shake c = {.at.prio = prio};
 
     call(s, conf, &c, "good.test", true);
     is_int(c.why, WHY_NONE, "%s: a full handshake", prio);
     ok(!c.at.resumed, "  at first");
     ok(c.up.ticket_saved, "  its ticket is kept");
-    c = (struct call){.at.prio = prio};
+    c = (struct shake){.at.prio = prio};
     call(s, conf, &c, "good.test", true);
     is_int(c.why, WHY_NONE, "  again");
     ok(c.at.resumed, "  resumed");
-    c = (struct call){.at.prio = prio};
+    c = (struct shake){.at.prio = prio};
     call(s, conf, &c, "a.wild.test", true);
     ok(!c.at.resumed, "  another host is not");
     secure_free(s);
@@ -343,7 +343,7 @@ bounds(void)
     int n = 0;
 
     for (int i = 0; i < MEMORY + 2; i++) {
-        struct call c = {0};
+        struct shake c = {0};
         char host[32];
 
         snprintf(host, sizeof host, "n%d.test", i);

@@ -22,8 +22,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     if (why != WHY_NONE)
         return 0;
     assert(memchr(hello.sni, '\0', sizeof hello.sni) != NULL);
-    assert((hello.alpn & ~(ALPN_HTTP1 | ALPN_H2 | ALPN_HTTP10 | ALPN_OTHER)) ==
-           0);
+    assert((hello.alpn &
+            ~(ALPN_HTTP1 | ALPN_H2 | ALPN_HTTP10 | ALPN_OTHER | ALPN_H3)) == 0);
     while (low < high) { /* the shortest beginning that is a ClientHello */
         size_t mid = low + (high - low) / 2;
         /* a copy of its own, so that a read beyond it is noticed */
