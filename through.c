@@ -22,9 +22,10 @@
 enum {
     HEAD_BYTES = 32768, /* of the answer to a CONNECT */
     HEAD_FIELDS = 200,
-    INTERIM_MAX = 100, /* 1xx answers before the real one */
-    CIRCLE_MAX = 64,   /* who may wait for a SOCKS parent at once */
-    CIRCLE_MS = 1000,  /* or more, if it answers one in so long */
+    INTERIM_MAX = 100,  /* 1xx answers before the real one */
+    CONNECT_ERROR = 10, /* of a stream: its target's TCP (RFC 9113 7) */
+    CIRCLE_MAX = 64,    /* who may wait for a SOCKS parent at once */
+    CIRCLE_MS = 1000,   /* or more, if it answers one in so long */
 };
 
 /* ---- through an HTTP proxy ----------------------------------------------- */
@@ -149,7 +150,8 @@ ask_connect(const struct client *c, struct upstream *up, struct http *http,
     why = send_connect(c, up, http, f);
     if (why == WHY_NONE)
         why = read_final(c, http, &res, f);
-    *spoke = why == WHY_NONE;
+    *spoke = why == WHY_NONE ||
+             (why == WHY_CUT && up->stream != NULL && f->code == CONNECT_ERROR);
     if (why == WHY_NONE && res.status / 100 != 2)
         why = refused_by(c, up->parent, &res, f);
     head_clear(&res);
