@@ -549,6 +549,7 @@ struct hub {
  * in. */
 struct hearer {
     void (*hear)(void *arg, const void *at, size_t len);
+    void (*heard)(void *arg); /* those that came together; NULL: never mind */
     void *arg;
 };
 
@@ -1350,6 +1351,7 @@ void stream_serve(struct stream *, void (*serve)(void *arg, struct fibers *),
 bool stream_put_head(struct stream *, struct head *); /* takes what is in it */
 bool stream_put_data(struct stream *, const void *, size_t len);
 void stream_put_gram(struct stream *, const void *, size_t len);
+void stream_end_grams(struct stream *); /* no more have come for now */
 void stream_put_end(struct stream *, struct head *tail); /* tail may be NULL */
 void stream_break(struct stream *, enum why, const char *op, int code,
                   const char *(*text)(int));
@@ -1812,11 +1814,12 @@ enum why dial_watched(const struct client *, const char *host, uint16_t port,
 enum why dial_addresses(const struct client *, const char *host, uint16_t port,
                         enum access, struct address[DIAL_MAX], size_t *n,
                         struct clock_marks *, struct fail *);
-enum why dial_udp_at(const struct address *, int *fd, char addr[ADDR_MAX],
-                     struct fail *);
+enum why dial_udp_at(const struct address *, bool quic, int *fd,
+                     char addr[ADDR_MAX], struct fail *);
 enum why dial_udp(const struct client *, const char *host, uint16_t port,
                   enum access, int *fd, char addr[ADDR_MAX],
                   struct clock_marks *, struct fail *);
+bool dial_is_ours(const struct client *, const struct address *);
 void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 uint16_t address_port(const struct sockaddr_storage *);
@@ -1931,6 +1934,8 @@ void upstream_give(const struct client *, struct upstream *); /* for reuse */
 struct tunnel_side upstream_side(struct upstream *);          /* after a 101 */
 bool upstream_alive(struct upstream *); /* idle, and fit for an exchange? */
 void upstream_free(struct upstream *);  /* closes; NULL: nothing */
+/* Is there an idle one, or another way than a new one over TCP? */
+bool upstream_reaches(const struct client *, const struct origin *);
 /* Is there an idle one? */
 bool upstream_has(const struct client *, const struct origin *);
 bool upstream_known(const struct client *, const struct origin *,
