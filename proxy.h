@@ -1919,11 +1919,14 @@ void parent_judge(struct parent *, const struct fail *, uint64_t conn);
 bool parent_is_direct(const struct config *, const struct origin *);
 bool parent_absolute(const struct parent *, const struct origin *);
 struct span parent_credentials(const struct client *, const struct parent *);
+
+/* ---- through.c: a way through a parent ----------------------------------- */
+
 struct secure;
 struct sessions;
 extern const struct origin parent_itself; /* for sessions with it */
-enum why parent_open(const struct client *, struct secure *, struct sessions *,
-                     struct upstream *, bool *again, struct fail *);
+enum why through_open(const struct client *, struct secure *, struct sessions *,
+                      struct upstream *, bool *again, struct fail *);
 
 /* ---- bridge.c: a stream of a session, made an end ------------------------ */
 
