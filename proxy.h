@@ -1858,6 +1858,7 @@ enum why secure_parent(struct secure *, const struct client *, struct end *,
                        const struct parent *, struct fail *);
 void secure_save_ticket(struct secure *, struct upstream *);
 bool secure_known(struct secure *, const struct origin *, struct known *);
+int secure_alpn(struct secure *, const struct origin *); /* -1: not known */
 /* The same for QUIC: a client's session with a ticket, for quic_connect(); is
  * the peer who he should be; what may be remembered when it ends.  up: origin
  * set; insecure is set by the first. */
