@@ -716,6 +716,9 @@ h2_open(struct h2 *h, bool *used)
 {
     bool room;
 
+    /* With many streams most sessions are full, and each request asks all. */
+    if (atomic_load(&h->hub.n_live) >= atomic_load(&h->peer_max))
+        return NULL;
     pthread_mutex_lock(&h->hub.lock);
     room = !h->leaving && !h->hub.over && h->hub.n_live < h->peer_max;
     *used = h->used;

@@ -533,7 +533,7 @@ struct hub {
     bool nudged; /* something else than a call came for him */
     bool over;   /* nobody serves the streams any more */
     struct stream *calls, *last_call; /* who wants something of the owner */
-    size_t n_live;                    /* streams whose user is not through */
+    atomic_size_t n_live;             /* streams whose user is not through */
     size_t owed;                      /* bytes read, no credit given yet */
     pthread_cond_t left;              /* n_live is 0 */
     struct stream *spare;             /* waiting for use, linked by next */
@@ -1415,7 +1415,7 @@ struct h2 {
     /* needs hub.lock */
     pthread_cond_t settled;
     bool settings_seen, extended, leaving, stop;
-    size_t peer_max;
+    atomic_size_t peer_max;
     bool used;
 };
 
