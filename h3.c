@@ -48,7 +48,6 @@ enum {
     TRIM_STREAMS = 50,     /* served: there may be memory to give back */
     NEAR_RTT_MS = 10,      /* what to assume of a client, before it is known */
     FAR_RTT_MS = 60,       /* and of an origin */
-    HELD_MS = 1000,        /* how long a request may wait for a stream */
     GRAM_MAX = 1500,       /* bytes of a datagram with its stream's number */
     REFUSALS = 3,          /* datagrams that found nobody: the origin is gone */
     SETTINGS_MAX = 256,    /* bytes of an origin's first frame */
@@ -69,6 +68,7 @@ struct lane { /* what the owner keeps of a request's stream */
     struct chunk *sent, *last_sent;
     size_t unacked;   /* bytes of sent */
     bool choked;      /* too many: the library shall not ask */
+    bool stopped;     /* the peer was asked to send no more */
     int64_t begun_at; /* ms */
     struct lane *next, *prev;
 };
@@ -93,16 +93,17 @@ struct h3 {
     struct store in, grams;
     char *buf; /* client role: READ_MAX bytes of datagrams */
     char gram[GRAM_MAX];
-    struct stream *gram_to; /* who got the last one */
-    char
-        settings[SETTINGS_MAX]; /* client role: how the control stream begins */
+    struct stream *gram_to;      /* who got the last one */
+    char settings[SETTINGS_MAX]; /* client role: how the peer's control stream
+                                    begins */
     size_t n_settings;
     bool takes_connect; /* what they say */
     struct calm calm;
     int64_t now, tick_at, idle_from, control_id;
     bool said_goodbye, shut, kept_alive, peer_grams;
-    bool useful;    /* something came of what is being read */
-    int n_refusals; /* in a row */
+    bool useful;      /* something came of what is being read */
+    size_t n_useless; /* bytes in a row of which nothing came */
+    int n_refusals;   /* in a row */
     size_t gram_max, n_credit;
     size_t n_open; /* of all */
     uint64_t n_served, trim_at;
@@ -175,6 +176,16 @@ spend(struct h3 *h, enum calm_kind kind, int n, const char *cause)
 }
 
 /* ---- lanes and streams --------------------------------------------------- */
+
+static struct lane *
+lane_find(struct h3 *h, int64_t id)
+{
+    struct lane *l = h->lanes;
+
+    while (l != NULL && l->id != id)
+        l = l->next;
+    return l;
+}
 
 static struct lane *
 lane_new(struct h3 *h, int64_t id)
@@ -303,6 +314,10 @@ let_go(struct h3 *h, struct stream *s)
 static void
 stop_reading(struct h3 *h, int64_t id, uint64_t code)
 {
+    struct lane *l = lane_find(h, id);
+
+    if (l != NULL)
+        l->stopped = true;
     quic_stop(h->quic, id, code);
     (void)nghttp3_conn_shutdown_stream_read(h->ng, id);
 }
@@ -825,7 +840,6 @@ open_stream(struct h3 *h, struct stream *s)
     if (some && !done &&
         (!quic_is_ready(h->quic) || !quic_open(h->quic, true, &id))) {
         s->held = true;
-        s->moved_at = h->now;
         s->next_own = h->held;
         h->held = s;
         return false;
@@ -973,12 +987,9 @@ static void
 quic_confirmed(void *arg)
 {
     struct h3 *h = arg;
-    size_t max = quic_streams_left(h->quic);
 
     pthread_mutex_lock(&h->hub.lock);
     h->ready = true;
-    if (h->side == SIDE_ORIGIN)
-        h->peer_max = max;
     pthread_cond_broadcast(&h->settled);
     pthread_mutex_unlock(&h->hub.lock);
 }
@@ -987,16 +998,6 @@ static bool
 is_request(int64_t id)
 {
     return (id & 3) == 0; /* RFC 9000 section 2.1: a client's, both ways */
-}
-
-static struct lane *
-lane_find(struct h3 *h, int64_t id)
-{
-    struct lane *l = h->lanes;
-
-    while (l != NULL && l->id != id)
-        l = l->next;
-    return l;
 }
 
 /* Frames that ask for nothing (RFC 9114 section 10.5). */
@@ -1065,6 +1066,22 @@ end_malformed(struct h3 *h, int64_t id, size_t len)
     return spend(h, CALM_RESETS, 1, "too many stream errors") == 0;
 }
 
+/* Of n bytes nothing came.  They may be a part of a frame's head or of a large
+ * section, of which honest peers send more than one can count; but empty DATA
+ * frames, or a lot of bytes in a row, are a waste. */
+static bool
+is_useful(struct h3 *h, const uint8_t *at, size_t n)
+{
+    if (h->useful)
+        h->n_useless = 0;
+    else
+        h->n_useless += n;
+    if (h->useful || ((n < 2 || at[0] != 0 || at[1] != 0) &&
+                      h->n_useless < BOMB * (size_t)h->limits.head_bytes))
+        return true;
+    return spend(h, CALM_EMPTY, 1, "too many empty frames") == 0;
+}
+
 static bool
 quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
 {
@@ -1082,8 +1099,7 @@ quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
         return judge_library(h, (int)n);
     if (n > 0)
         quic_credit(h->quic, id, (size_t)n);
-    return n == 0 || h->useful || fin || !is_request(id) ||
-           spend(h, CALM_EMPTY, 1, "too many empty frames") == 0;
+    return n == 0 || fin || !is_request(id) || is_useful(h, at, (size_t)n);
 }
 
 static void
@@ -1112,8 +1128,8 @@ quic_cut_off(void *arg, int64_t id, uint64_t code)
                          ? WHY_UNPROCESSED
                          : WHY_CUT,
                      "stream reset", (int)code, code_text);
-    if (h->side == SIDE_ORIGIN)
-        return true;
+    if (h->side == SIDE_ORIGIN || (l != NULL && l->stopped))
+        return true; /* RFC 9000 section 3.5: what we have asked for */
     return spend(h, CALM_RESETS, 1, "too many stream resets") == 0;
 }
 
@@ -1148,14 +1164,17 @@ quic_gram(void *arg, const void *at, size_t len)
 
     size_t n = varint_parse(at, len, &id);
 
-    if (n == 0) {
+    if (n == 0 || id >> 60 != 0) {
         quic_end(h->quic, 0x33, "malformed datagram"); /* H3_DATAGRAM_ERROR */
         return;
     }
     id *= 4;
-    if (s == NULL || (uint64_t)s->id != id)
+    if (s == NULL || (uint64_t)s->id != id) {
+        if (s != NULL)
+            stream_end_grams(s);
         for (s = h->all; s != NULL && (uint64_t)s->id != id; s = s->next)
             ;
+    }
     h->gram_to = s;
     if (s != NULL) /* else it came before its stream, or too late */
         stream_put_gram(s, (const char *)at + n, len - n);
@@ -1351,6 +1370,9 @@ receive(struct h3 *h, struct fail *f)
 {
     enum why why = h->wire != NULL ? receive_wire(h, f) : receive_socket(h, f);
 
+    if (h->gram_to != NULL)
+        stream_end_grams(h->gram_to);
+    h->gram_to = NULL;
     begin_fresh(h);
     if (why == WHY_NONE && h->held != NULL)
         let_held_go(h);
@@ -1374,15 +1396,10 @@ look_at_limits(struct h3 *h)
         h->hub.gram_max = max < GRAM_MAX - 4 ? max : GRAM_MAX - 4;
         pthread_mutex_unlock(&h->hub.lock);
     }
-    /* What has ended may be opened anew as soon as the peer says so: that is a
-     * moment for which a request is held. */
-    left = h->side == SIDE_ORIGIN && quic_is_ready(h->quic)
-               ? quic_streams_left(h->quic)
-               : 0;
-    if (left > 0) {
+    if (h->side == SIDE_ORIGIN && quic_is_ready(h->quic)) {
+        left = quic_streams_left(h->quic);
         pthread_mutex_lock(&h->hub.lock);
-        if (h->n_open + left > h->peer_max)
-            h->peer_max = h->n_open + left;
+        h->peer_max = h->n_open + left;
         pthread_mutex_unlock(&h->hub.lock);
     }
     if (alive != h->kept_alive) {
@@ -1451,38 +1468,11 @@ give_back(struct h3 *h)
         fibers_rest(&h->fibers);
 }
 
-/* Client role: a request has waited long for a stream.  The peer lets us open
- * no more, and others shall not try. */
-static void
-end_held(struct h3 *h)
-{
-    struct stream *s = h->held, *next;
-
-    if (s == NULL || !quic_is_ready(h->quic))
-        return;
-    while (s->next_own != NULL) /* it is newest first */
-        s = s->next_own;
-    if (h->now - s->moved_at < HELD_MS)
-        return;
-    leave(h);
-    s = h->held;
-    h->held = NULL;
-    for (; s != NULL; s = next) {
-        next = s->next_own;
-        s->held = false;
-        s->submitted = s->closed = true;
-        list_add(h, s);
-        stream_break(s, WHY_UNPROCESSED, "open a stream", 0, NULL);
-        serve_call(h, s);
-    }
-}
-
 /* Twice a second. */
 static void
 tick(struct h3 *h)
 {
     end_stalled(h);
-    end_held(h);
     give_back(h);
     if (atomic_load(&h->user.weir->draining))
         say_goodbye(h);
@@ -1601,8 +1591,7 @@ may_rest(struct h3 *h, int linger_ms)
     if (over && (h->side == SIDE_ORIGIN || h->said_goodbye))
         return WHY_EOF;
     if (h->side == SIDE_ORIGIN)
-        return h->now - idle >= linger_ms && hub_over_idle(&h->hub) ? WHY_EOF
-                                                                    : WHY_NONE;
+        return h->now - idle >= linger_ms ? WHY_EOF : WHY_NONE;
     if (over || h->now - idle < linger_ms ||
         quic_until_us(h->quic) < (h->now + REST_MS) * 1000)
         return WHY_NONE;
@@ -1887,10 +1876,6 @@ h3_run(struct h3 *h, int linger_ms, struct fail *f)
     h->idle_from = 0;
     while ((why = turn(h, linger_ms, f)) == WHY_NONE)
         ;
-    if (why == WHY_IDLE && h->side == SIDE_ORIGIN && idle_since(h) != 0) {
-        *f = (struct fail){0}; /* an origin that was not asked is silent */
-        why = WHY_EOF;
-    }
     if (why != WHY_MORE) {
         quic_goodbye(h->quic);
         break_all(h, f);

@@ -6,40 +6,64 @@
  * a context in front: 0 means the content of a UDP packet, and there is no
  * other that we know.
  *
+ * HTTP/3 has datagrams of its own; then capsules are for peers who want none.
+ *
  * Nothing waits here for room.  What the socket to the target does not take is
  * dropped and counted; what the client's connection does not take makes the
  * kernel drop what comes next, and that is counted, too.
  *
+ * What is inside may be a QUIC connection that is ours to look into (nested.c).
+ *
  * Follows  RFC 9298, RFC 9297.
  * Owns     the socket to the target, the buffers of both directions.
  * Threads  a worker enters by masque_run() and carries up; its twin carries
- *          down.
+ *          down.  Datagrams of HTTP/3 are carried up by their session's owner,
+ *          and connections inside send down from their owners' threads.
  * Blocks   as long as the tunnel lives.
  */
 #include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "proxy.h"
 
 enum {
-    BATCH = 32,     /* datagrams for one system call */
-    LOOK_MS = 1000, /* how often one who waits looks around */
-    FRONT = 16,     /* room for a capsule's head and the context */
-    SLOT = FRONT + UDP_MAX + 1,
-    RECEIVE = 1 << 20, /* bytes: what the target may send ahead of us */
+    BATCH = 64,      /* datagrams, or lots of them, for one system call */
+    LOTS = 16,       /* the same downwards, where there are buffers for them */
+    LOT_MAX = 60000, /* bytes of datagrams that the kernel cuts apart */
+    HEAD_MAX = 8,    /* of a capsule and the context */
+    LOOK_MS = 1000,  /* how often one who waits looks around */
+    FRONT = 16,      /* room before what is received */
+    SLOT = FRONT + 65536,
+    RECEIVE = 1 << 20,   /* bytes: what the target may send ahead of us */
+    GRAM_MAX = 2048,     /* a datagram of HTTP/3 */
+    INNER_MAX = 1 << 18, /* bytes that connections inside may send ahead */
 };
+
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103
+#endif
+#ifndef UDP_GRO
+#define UDP_GRO 104
+#endif
 
 static const char template[] = "/.well-known/masque/udp/";
 
-struct way { /* one direction; either pump reads it after the join */
+struct way { /* what went one way */
     uint64_t bytes, datagrams, dropped;
     struct fail fail;
+};
+
+struct batch { /* packets' contents, to be sent together */
+    int n;
+    struct iovec all[BATCH];
 };
 
 struct masque {
@@ -51,16 +75,27 @@ struct masque {
     int64_t from_us;
     int idle_ms;
     struct tunnel_side side;
-    /* either pump, at any time */
+    struct stream *stream; /* HTTP/3, for its datagrams; else NULL */
+    int wake_fd;           /* an eventfd: something is in `inner` */
+    /* any thread */
     atomic_bool stop;
     atomic_llong moved_at;
-    struct way *first; /* who set `stop`; read after the join */
-    /* one pump each */
-    struct way up, down;
-    struct capsules capsules;
-    int n_batch;
-    struct mmsghdr batch[BATCH];
-    struct iovec pieces[BATCH];
+    atomic_bool opaque; /* nested has nothing to say any more */
+    struct way *first;  /* who set `stop`; read after the join */
+    /* needs lock: what comes from the client, as long as it is not opaque */
+    pthread_mutex_t lock;
+    struct nested *nested; /* NULL: opaque from the start */
+    struct way passed;     /* up, after it had to wait there */
+    /* needs down_lock: what connections inside send */
+    pthread_mutex_t down_lock;
+    struct store inner; /* capsules */
+    struct way inner_down;
+    /* the worker's, the session's owner's, the twin's */
+    struct way up, heard, down;
+    struct capsules capsules;  /* the worker's */
+    struct batch batch, grams; /* the worker's, the session's owner's */
+    char *gram_buf;            /* what lies in `grams` */
+    atomic_bool no_lots;       /* the kernel does not cut them: one by one */
 };
 
 /* ---- what is asked for --------------------------------------------------- */
@@ -204,7 +239,9 @@ masque_open(struct client *c, struct head *req, struct fail *f)
         return NULL;
     }
     m->client = c;
-    m->fd = -1;
+    m->fd = m->wake_fd = -1;
+    pthread_mutex_init(&m->lock, NULL);
+    pthread_mutex_init(&m->down_lock, NULL);
     m->from_us = now_us();
     m->took = (struct clock_marks){-1, -1, -1};
     m->idle_ms = c->conf->udp_idle_s * 1000;
@@ -213,6 +250,9 @@ masque_open(struct client *c, struct head *req, struct fail *f)
     else if ((why = judge(m, req, &what, f)) == WHY_NONE)
         why = dial_udp(c, m->target.host, m->target.port, what, &m->fd, m->addr,
                        &m->took, f);
+    if (why == WHY_NONE &&
+        (m->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
+        why = fail_sys(f, SIDE_WEIR, "UDP tunnel", errno);
     if (why != WHY_NONE) {
         masque_free(m);
         return NULL;
@@ -220,6 +260,7 @@ masque_open(struct client *c, struct head *req, struct fail *f)
     /* Without these it works, with more loss, or with loss unknown. */
     (void)setsockopt(m->fd, SOL_SOCKET, SO_RCVBUF, &most, sizeof most);
     (void)setsockopt(m->fd, SOL_SOCKET, SO_RXQ_OVFL, &one, sizeof one);
+    (void)setsockopt(m->fd, IPPROTO_UDP, UDP_GRO, &one, sizeof one);
     return m;
 }
 
@@ -232,7 +273,13 @@ masque_free(struct masque *m)
     atomic_fetch_sub(&m->client->weir->n_udp_tunnels, 1);
     if (m->fd >= 0)
         close(m->fd);
+    if (m->wake_fd >= 0)
+        close(m->wake_fd);
     capsules_clear(&m->capsules);
+    store_clear(&m->inner);
+    free(m->gram_buf);
+    pthread_mutex_destroy(&m->lock);
+    pthread_mutex_destroy(&m->down_lock);
     free(m);
 }
 
@@ -274,9 +321,9 @@ finish(struct masque *m, struct way *way, enum why why)
     if (atomic_exchange(&m->stop, true))
         return;
     m->first = way;
-    if (way == &m->up) /* the other sleeps in poll(2) */
+    if (way != &m->down) /* the twin sleeps in poll(2) */
         shutdown(m->fd, SHUT_RDWR);
-    else if (why != WHY_NONE)
+    if (way != &m->up && why != WHY_NONE) /* the worker waits for the client */
         side_cut(&m->side);
 }
 
@@ -288,57 +335,176 @@ is_final(int code)
            code == ENETUNREACH || code == EPIPE || code == EBADF;
 }
 
-/* ---- up: capsules to packets --------------------------------------------- */
+/* ---- up: datagrams to packets -------------------------------------------- */
 
-/* Send what was gathered.  What the socket does not take is lost. */
-static enum why
-batch_send(struct masque *m)
+/* How many of them, from the front, the kernel can cut out of one lot: all of
+ * a size but the last, which may be shorter. */
+static int
+lot_of(const struct masque *m, const struct iovec *all, int n)
 {
-    int done = 0;
+    size_t sum = all[0].iov_len;
+    int k = 1;
 
-    while (done < m->n_batch) {
-        int n = sendmmsg(m->fd, m->batch + done, (unsigned)(m->n_batch - done),
-                         MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (atomic_load(&m->no_lots) || sum == 0)
+        return 1;
+    while (k < n && all[k].iov_len <= all[0].iov_len && all[k].iov_len > 0 &&
+           sum + all[k].iov_len <= LOT_MAX) {
+        sum += all[k].iov_len;
+        if (all[k++].iov_len < all[0].iov_len)
+            break;
+    }
+    return k;
+}
 
-        for (int i = 0; i < n; i++)
-            m->up.bytes += m->pieces[done + i].iov_len;
-        if (n > 0) {
-            m->up.datagrams += (uint64_t)n;
-            done += n;
-        } else if (errno != EINTR && is_final(errno)) {
+/* The first n of them, as packets of their own.  False: errno. */
+static bool
+send_lot(const struct masque *m, struct iovec *all, int n)
+{
+    union {
+        struct cmsghdr align;
+        char at[CMSG_SPACE(sizeof(uint16_t))];
+    } control = {.at = {0}};
+    struct msghdr msg = {.msg_iov = all, .msg_iovlen = (size_t)n};
+    uint16_t size = (uint16_t)all[0].iov_len;
+
+    if (n > 1) {
+        msg.msg_control = control.at;
+        msg.msg_controllen = sizeof control.at;
+        *CMSG_FIRSTHDR(&msg) =
+            (struct cmsghdr){.cmsg_level = IPPROTO_UDP,
+                             .cmsg_type = UDP_SEGMENT,
+                             .cmsg_len = CMSG_LEN(sizeof size)};
+        memcpy(CMSG_DATA(CMSG_FIRSTHDR(&msg)), &size, sizeof size);
+    }
+    return sendmsg(m->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0;
+}
+
+/* Send them to the target.  What the socket does not take is lost. */
+static enum why
+send_all(struct masque *m, struct way *way, struct iovec *all, int n)
+{
+    while (n > 0) {
+        int k = lot_of(m, all, n);
+
+        if (send_lot(m, all, k)) {
+            way->datagrams += (uint64_t)k;
+            for (int i = 0; i < k; i++)
+                way->bytes += all[i].iov_len;
+        } else if (errno == EINTR) {
+            continue;
+        } else if (is_final(errno)) {
             return atomic_load(&m->stop)
                        ? WHY_OVER
-                       : fail_sys(&m->up.fail, SIDE_ORIGIN, "send", errno);
-        } else if (errno != EINTR) {
-            m->up.dropped++;
-            done++;
+                       : fail_sys(&way->fail, SIDE_ORIGIN, "send", errno);
+        } else if (k > 1 && errno != EAGAIN && errno != ENOBUFS) {
+            atomic_store(&m->no_lots, true); /* udp(7): not this device */
+            continue;
+        } else {
+            way->dropped += (uint64_t)k;
         }
+        all += k;
+        n -= k;
     }
-    m->n_batch = 0;
     return WHY_NONE;
 }
 
-/* One datagram as it lies in its capsule: the context, then the content. */
+/* What nested.c had kept, and does not want.  Its sender gets the failure of
+ * what comes next. */
+static void
+pass_on(void *arg, const void *at, size_t len)
+{
+    struct masque *m = arg;
+
+    if (send(m->fd, at, len, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
+        m->passed.dropped++;
+        return;
+    }
+    m->passed.datagrams++;
+    m->passed.bytes += len;
+}
+
+/* To whom they are for: the target, or a connection inside. */
 static enum why
-batch_add(struct masque *m, struct span value)
+carry_packets(struct masque *m, struct way *way, struct batch *b)
+{
+    int i = 0, n = b->n;
+
+    b->n = 0;
+    if (!atomic_load(&m->opaque)) {
+        pthread_mutex_lock(&m->lock);
+        for (; i < n &&
+               nested_put(m->nested, b->all[i].iov_base, b->all[i].iov_len);
+             i++) {
+            way->bytes += b->all[i].iov_len;
+            way->datagrams++;
+        }
+        if (i < n)
+            atomic_store(&m->opaque, true);
+        pthread_mutex_unlock(&m->lock);
+    }
+    return send_all(m, way, b->all + i, n - i);
+}
+
+/* The content of a datagram, without its context.  WHY_MORE: it is in one that
+ * we do not know (RFC 9298 section 4: dropped silently). */
+static enum why
+unwrap(struct way *way, struct span value, struct iovec *content)
 {
     uint64_t context;
     size_t n = varint_parse(value.at, value.len, &context);
 
     if (n == 0)
-        return fail_own(&m->up.fail, SIDE_CLIENT, WHY_PROTO,
+        return fail_own(&way->fail, SIDE_CLIENT, WHY_PROTO,
                         "datagram without a context");
     if (context != 0)
-        return WHY_NONE; /* RFC 9298 section 4: dropped silently */
+        return WHY_MORE;
     if (value.len - n > UDP_MAX)
-        return fail_own(&m->up.fail, SIDE_CLIENT, WHY_PROTO,
+        return fail_own(&way->fail, SIDE_CLIENT, WHY_PROTO,
                         "datagram longer than UDP's");
-    m->pieces[m->n_batch] =
-        (struct iovec){(void *)(value.at + n), value.len - n};
-    m->batch[m->n_batch].msg_hdr =
-        (struct msghdr){.msg_iov = &m->pieces[m->n_batch], .msg_iovlen = 1};
-    m->n_batch++;
+    *content = (struct iovec){(void *)(value.at + n), value.len - n};
     return WHY_NONE;
+}
+
+/* Those that came together.  The session's owner calls. */
+static void
+heard(void *arg)
+{
+    struct masque *m = arg;
+    enum why why = carry_packets(m, &m->heard, &m->grams);
+
+    if (why != WHY_NONE && why != WHY_OVER)
+        finish(m, &m->heard, why);
+}
+
+/* A datagram of HTTP/3.  The session's owner calls; it is gone when we return.
+ */
+static void
+hear(void *arg, const void *at, size_t len)
+{
+    struct masque *m = arg;
+    struct iovec *content = &m->grams.all[m->grams.n];
+    char *buf = m->gram_buf + m->grams.n * GRAM_MAX;
+    enum why why;
+
+    if (atomic_load(&m->stop) || len > GRAM_MAX)
+        return;
+    moved(m);
+    memcpy(buf, at, len);
+    why = unwrap(&m->heard, (struct span){buf, len}, content);
+    if (why == WHY_NONE && ++m->grams.n == BATCH)
+        heard(m);
+    if (why != WHY_NONE && why != WHY_MORE)
+        finish(m, &m->heard, why);
+}
+
+/* One as it lies in its capsule. */
+static enum why
+batch_add(struct masque *m, struct span value)
+{
+    enum why why = unwrap(&m->up, value, &m->batch.all[m->batch.n]);
+
+    m->batch.n += why == WHY_NONE;
+    return why == WHY_MORE ? WHY_NONE : why;
 }
 
 /* A datagram that is too long begins like this: nobody may send one in context
@@ -373,45 +539,17 @@ carry_up(struct masque *m, struct span got)
             return fail_sys(&m->up.fail, SIDE_WEIR, "read capsule", ENOMEM);
         why = why == WHY_LIMIT ? judge_long(m, value) : batch_add(m, value);
         /* One that was put together lies where the next one will. */
-        if (why == WHY_NONE && m->n_batch > 0 &&
-            (m->n_batch == BATCH || value.at == m->capsules.value))
-            why = batch_send(m);
+        if (why == WHY_NONE && m->batch.n > 0 &&
+            (m->batch.n == BATCH || value.at == m->capsules.value))
+            why = carry_packets(m, &m->up, &m->batch);
     }
-    return why == WHY_MORE ? batch_send(m) : why;
+    return why == WHY_MORE ? carry_packets(m, &m->up, &m->batch) : why;
 }
 
-/* What has come, waiting for it until the tunnel has been idle for too long.
- * WHY_NONE: *got, until the next call. */
-static enum why
-read_up(struct masque *m, size_t *taken, struct span *got)
+static bool
+is_quiet(struct masque *m)
 {
-    struct tunnel_side *s = &m->side;
-    int wait_ms = m->idle_ms;
-    enum why why;
-
-    for (;;) {
-        int64_t idle;
-
-        if (s->end != NULL) {
-            end_consume(s->end, *taken);
-            *taken = 0;
-            s->end->idle_ms = wait_ms;
-            why = end_ahead(s->end).len > 0
-                      ? WHY_NONE
-                      : end_fill(s->end, END_BUF_BULK, &m->up.fail);
-            *got = end_ahead(s->end);
-            *taken = got->len;
-        } else {
-            s->http->idle_ms = wait_ms;
-            why = s->http->ops->read_body(s->http, got, &m->up.fail);
-        }
-        idle = now_ms() - atomic_load(&m->moved_at);
-        if (why != WHY_IDLE || m->up.fail.side != SIDE_CLIENT ||
-            idle >= m->idle_ms)
-            return why;
-        m->up.fail = (struct fail){0}; /* the other direction moves */
-        wait_ms = m->idle_ms - (int)idle;
-    }
+    return now_ms() - atomic_load(&m->moved_at) >= m->idle_ms;
 }
 
 /* Asked while nothing comes. */
@@ -420,7 +558,32 @@ is_over(void *arg)
 {
     struct masque *m = arg;
 
-    return atomic_load(&m->client->weir->stopping);
+    return atomic_load(&m->client->weir->stopping) || is_quiet(m);
+}
+
+/* What has come.  WHY_NONE: *got, until the next call; *taken of it was used.
+ */
+static enum why
+read_up(struct masque *m, size_t *taken, struct span *got)
+{
+    struct end *end = m->side.end;
+    struct http *http = m->side.http;
+    enum why why = WHY_NONE;
+
+    for (;;) {
+        if (end != NULL) {
+            end_consume(end, *taken);
+            if (end_ahead(end).len == 0)
+                why = end_fill(end, END_BUF_BULK, &m->up.fail);
+            *got = end_ahead(end);
+            *taken = got->len;
+        } else {
+            why = http->ops->read_body(http, got, &m->up.fail);
+        }
+        if (why != WHY_IDLE || m->up.fail.side != SIDE_CLIENT || is_quiet(m))
+            return why;
+        m->up.fail = (struct fail){0}; /* the other direction moves */
+    }
 }
 
 static void
@@ -435,9 +598,12 @@ up_run(struct masque *m)
         if ((why = carry_up(m, got)) != WHY_NONE)
             break;
     }
-    if (why == WHY_OVER || atomic_load(&m->client->weir->stopping)) {
+    if (atomic_load(&m->client->weir->stopping)) {
         m->up.fail = (struct fail){0};
         fail_own(&m->up.fail, SIDE_WEIR, WHY_DRAIN, "tunnel");
+    } else if (why == WHY_OVER && is_quiet(m)) {
+        m->up.fail = (struct fail){0};
+        fail_own(&m->up.fail, SIDE_CLIENT, WHY_IDLE, "tunnel");
     } else if (why == WHY_EOF && !capsule_between(&m->capsules)) {
         fail_own(&m->up.fail, SIDE_CLIENT, WHY_CUT, "read capsule");
     }
@@ -446,21 +612,25 @@ up_run(struct masque *m)
 
 /* ---- down: packets to capsules ------------------------------------------- */
 
-struct slots { /* packets of one system call, each behind room for its head */
-    struct mmsghdr msgs[BATCH];
-    struct iovec in[BATCH], out[BATCH];
+struct slots { /* lots of packets, of one system call */
+    struct mmsghdr msgs[LOTS];
+    struct iovec in[LOTS];
     union {
         struct cmsghdr align;
-        char at[CMSG_SPACE(sizeof(uint32_t))];
-    } notes[BATCH];
+        char at[CMSG_SPACE(sizeof(uint32_t)) + CMSG_SPACE(sizeof(int))];
+    } notes[LOTS];
     uint32_t lost; /* as the kernel counts */
-    char at[BATCH][SLOT];
+    /* capsules: a head and a packet, in turn */
+    char heads[BATCH][HEAD_MAX];
+    struct iovec out[2 * BATCH];
+    int n_out;
+    char at[LOTS][SLOT];
 };
 
 static void
 slots_reset(struct slots *s)
 {
-    for (int i = 0; i < BATCH; i++) {
+    for (int i = 0; i < LOTS; i++) {
         s->in[i] = (struct iovec){s->at[i] + FRONT, SLOT - FRONT};
         s->msgs[i].msg_hdr =
             (struct msghdr){.msg_iov = &s->in[i],
@@ -470,56 +640,164 @@ slots_reset(struct slots *s)
     }
 }
 
-/* How many packets the kernel had no room for, since the last time. */
-static uint64_t
-lost_before(struct slots *s, struct msghdr *msg)
+/* What the kernel says beside the bytes: how long each packet of a lot is, and
+ * how many lots it had no room for since the last time.  Those are taken to
+ * have been as this one; most are single packets. */
+static void
+read_notes(struct slots *s, struct msghdr *msg, size_t len, size_t *size,
+           uint64_t *lost)
 {
     uint32_t total = s->lost;
 
+    *size = len;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c != NULL;
-         c = CMSG_NXTHDR(msg, c))
+         c = CMSG_NXTHDR(msg, c)) {
+        int n;
+
         if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_RXQ_OVFL)
             memcpy(&total, CMSG_DATA(c), sizeof total);
-    total -= s->lost;
-    s->lost += total;
-    return total;
+        if (c->cmsg_level != IPPROTO_UDP || c->cmsg_type != UDP_GRO)
+            continue;
+        memcpy(&n, CMSG_DATA(c), sizeof n);
+        if (n > 0)
+            *size = (size_t)n;
+    }
+    *lost +=
+        (uint64_t)(total - s->lost) * (len > 0 ? (len + *size - 1) / *size : 1);
+    s->lost = total;
 }
 
-/* A packet in its slot becomes a capsule. */
-static struct iovec
-wrap(char *slot, size_t len)
+/* What stands before a packet of len bytes: a capsule's head and the context.
+ * Returns its length. */
+static size_t
+put_head(char out[HEAD_MAX], size_t len)
 {
     char head[CAPSULE_HEAD + 1];
     size_t n = capsule_put_datagram(head, len + 1);
 
-    head[n++] = 0; /* the context */
-    assert(n <= FRONT);
-    memcpy(slot + FRONT - n, head, n);
-    return (struct iovec){slot + FRONT - n, n + len};
+    head[n++] = 0;
+    assert(n <= HEAD_MAX); /* UDP's lengths have two bytes */
+    memcpy(out, head, n);
+    return n;
+}
+
+/* Does the client take datagrams of HTTP/3?  It says so in its settings, which
+ * may be later than its request. */
+static bool
+says(struct masque *m)
+{
+    return m->stream != NULL && stream_say_max(m->stream) > 0;
+}
+
+static enum why
+slots_flush(struct masque *m, struct slots *s)
+{
+    int n = s->n_out;
+
+    s->n_out = 0;
+    return n > 0 ? side_write(&m->side, s->out, n, &m->down.fail) : WHY_NONE;
+}
+
+/* One packet.  The byte before it is ours: what was there has been sent. */
+static enum why
+put_packet(struct masque *m, struct slots *s, char *at, size_t len, bool say)
+{
+    char *head = s->heads[s->n_out / 2];
+
+    if (say) {
+        at[-1] = 0; /* the context */
+        /* RFC 9298 section 6.1: what does not fit must not come as a capsule,
+         * or the peer would never find out. */
+        if (!stream_say(m->stream, at - 1, len + 1)) {
+            m->down.dropped++;
+            return WHY_NONE;
+        }
+    } else {
+        s->out[s->n_out++] = (struct iovec){head, put_head(head, len)};
+        s->out[s->n_out++] = (struct iovec){at, len};
+    }
+    m->down.bytes += len;
+    m->down.datagrams++;
+    return s->n_out == 2 * BATCH ? slots_flush(m, s) : WHY_NONE;
 }
 
 /* Packets that are here, to the client. */
 static enum why
 carry_down(struct masque *m, struct slots *s)
 {
+    bool say = says(m);
+    enum why why = WHY_NONE;
     int n;
 
     slots_reset(s);
-    n = recvmmsg(m->fd, s->msgs, BATCH, MSG_DONTWAIT, NULL);
+    n = recvmmsg(m->fd, s->msgs, LOTS, MSG_DONTWAIT, NULL);
     if (atomic_load(&m->stop))
         return WHY_OVER;
     if (n < 0)
-        return errno == EAGAIN || errno == EINTR || !is_final(errno)
+        return !is_final(errno)
                    ? WHY_NONE
                    : fail_sys(&m->down.fail, SIDE_ORIGIN, "receive", errno);
-    for (int i = 0; i < n; i++) {
-        m->down.dropped += lost_before(s, &s->msgs[i].msg_hdr);
-        m->down.bytes += s->msgs[i].msg_len;
-        s->out[i] = wrap(s->at[i], s->msgs[i].msg_len);
-    }
-    m->down.datagrams += (uint64_t)n;
     moved(m);
-    return side_write(&m->side, s->out, n, &m->down.fail);
+    for (int i = 0; i < n && why == WHY_NONE; i++) {
+        size_t len = s->msgs[i].msg_len, size, at = 0;
+
+        read_notes(s, &s->msgs[i].msg_hdr, len, &size, &m->down.dropped);
+        do { /* one may be empty */
+            size_t k = len - at < size ? len - at : size;
+
+            why = put_packet(m, s, s->at[i] + FRONT + at, k, say);
+            at += k;
+        } while (at < len && why == WHY_NONE);
+    }
+    return why == WHY_NONE ? slots_flush(m, s) : why;
+}
+
+/* A connection inside has a packet for the client. */
+static void
+inner_send(void *arg, const void *at, size_t len)
+{
+    struct masque *m = arg;
+    char packet[HEAD_MAX + GRAM_MAX];
+    size_t n_head = put_head(packet, len);
+    uint64_t one = 1;
+    bool good;
+
+    if (len > GRAM_MAX)
+        return;
+    memcpy(packet + n_head, at, len);
+    pthread_mutex_lock(&m->down_lock);
+    if (says(m))
+        good = stream_say(m->stream, packet + n_head - 1, len + 1);
+    else
+        good = m->inner.len + n_head + len <= INNER_MAX &&
+               store_add(&m->inner, packet, n_head + len);
+    m->inner_down.bytes += good ? len : 0;
+    m->inner_down.datagrams += good;
+    m->inner_down.dropped += !good;
+    pthread_mutex_unlock(&m->down_lock);
+    moved(m);
+    if (write(m->wake_fd, &one, sizeof one) < 0)
+        assert(errno == EAGAIN);
+}
+
+/* What they have sent. */
+static enum why
+carry_inner(struct masque *m, struct store *buf)
+{
+    struct store was = *buf;
+    struct iovec whole;
+    uint64_t count;
+
+    if (read(m->wake_fd, &count, sizeof count) < 0)
+        return WHY_NONE;
+    pthread_mutex_lock(&m->down_lock);
+    *buf = m->inner;
+    m->inner = was;
+    m->inner.start = m->inner.len = 0;
+    pthread_mutex_unlock(&m->down_lock);
+    whole = (struct iovec){buf->at + buf->start, buf->len};
+    return buf->len > 0 ? side_write(&m->side, &whole, 1, &m->down.fail)
+                        : WHY_NONE;
 }
 
 /* The twin's job. */
@@ -528,14 +806,22 @@ down_run(void *arg)
 {
     struct masque *m = arg;
     struct slots *s = calloc(1, sizeof *s);
-    struct pollfd p = {.fd = m->fd, .events = POLLIN};
+    struct store buf = {0};
+    struct pollfd p[2] = {{.fd = m->fd, .events = POLLIN},
+                          {.fd = m->wake_fd, .events = POLLIN}};
     enum why why = WHY_NONE;
 
     if (s == NULL)
         why = fail_sys(&m->down.fail, SIDE_WEIR, "receive", ENOMEM);
-    while (why == WHY_NONE && !atomic_load(&m->stop))
-        if (poll(&p, 1, LOOK_MS) > 0)
+    while (why == WHY_NONE && !atomic_load(&m->stop)) {
+        if (poll(p, 2, LOOK_MS) <= 0)
+            continue;
+        if (p[0].revents != 0)
             why = carry_down(m, s);
+        if (why == WHY_NONE && p[1].revents != 0)
+            why = carry_inner(m, &buf);
+    }
+    store_clear(&buf);
     free(s);
     finish(m, &m->down, why);
 }
@@ -543,7 +829,7 @@ down_run(void *arg)
 /* ---- a tunnel ------------------------------------------------------------ */
 
 static void
-log_tunnel(const struct masque *m)
+log_tunnel(const struct masque *m, bool inside)
 {
     const struct client *c = m->client;
     const struct fail *f = &m->first->fail;
@@ -566,6 +852,8 @@ log_tunnel(const struct masque *m)
     log_int(&l, "down_datagrams", (int64_t)m->down.datagrams);
     log_int(&l, "up_dropped", (int64_t)m->up.dropped);
     log_int(&l, "down_dropped", (int64_t)m->down.dropped);
+    if (inside)
+        log_str(&l, "inside", "intercepted");
     log_ms(&l, "dns_ms", m->took.dns_us);
     log_ms(&l, "ms", now_us() - m->from_us);
     log_str(&l, "ended_by",
@@ -574,44 +862,88 @@ log_tunnel(const struct masque *m)
     log_send(&l);
 }
 
+/* What went another way than the usual one counts as well. */
+static void
+add_way(struct way *to, const struct way *from)
+{
+    to->bytes += from->bytes;
+    to->datagrams += from->datagrams;
+    to->dropped += from->dropped;
+}
+
+static void
+watch_client(struct masque *m, const struct watch *watch)
+{
+    if (m->side.end != NULL) {
+        m->side.end->deadline = 0;
+        m->side.end->idle_ms = m->idle_ms;
+        m->side.end->watch = watch;
+    } else {
+        m->side.http->idle_ms = m->idle_ms;
+        m->side.http->watch = watch;
+    }
+}
+
+/* Both directions, to their end. */
+static void
+run(struct masque *m, struct worker *w)
+{
+    if (!twin_start(w, down_run, m)) {
+        fail_own(&m->up.fail, SIDE_WEIR, WHY_BUSY, "start a thread");
+        return;
+    }
+    if (m->stream != NULL)
+        stream_hear(m->stream, (struct hearer){hear, heard, m});
+    up_run(m);
+    if (m->stream != NULL)
+        stream_hear(m->stream, (struct hearer){NULL, NULL, NULL});
+    if (!twin_wait(w, LOOK_MS)) { /* it waits for one who does not read */
+        side_cut(&m->side);
+        if (m->side.end != NULL)
+            end_wake(m->side.end);
+        twin_wait(w, -1);
+    }
+}
+
 /*
  * masque_run - carry datagrams until the client ends the tunnel, or nothing
  * came for udp_idle_s, or the target turns out to be unreachable.
  *
  * w       the calling worker; its twin must be free
  * client  behind the answer.  Still the caller's afterwards, finished or cut.
+ * stream  client's, on HTTP/3; else NULL
  *
  * Thread: a worker.  Blocks: as long as the tunnel lives.
  */
 void
-masque_run(struct masque *m, struct worker *w, struct tunnel_side client)
+masque_run(struct masque *m, struct worker *w, struct tunnel_side client,
+           struct stream *stream)
 {
     struct watch watch = {is_over, m};
+    struct nested_user user = {inner_send, pass_on, m};
     struct fail ignored = {0};
+    bool inside;
 
+    if (stream != NULL)
+        m->gram_buf = malloc((size_t)BATCH * GRAM_MAX);
     m->side = client;
+    m->stream = m->gram_buf != NULL ? stream : NULL;
     m->first = &m->up;
+    m->nested = nested_new(m->client, &m->target, &user);
+    atomic_store(&m->opaque, m->nested == NULL);
     moved(m);
-    if (client.end != NULL) {
-        client.end->deadline = 0;
-        client.end->watch = &watch;
-    } else {
-        client.http->watch = &watch;
-    }
-    if (twin_start(w, down_run, m)) {
-        up_run(m);
-        twin_wait(w, -1);
-    } else {
-        fail_own(&m->up.fail, SIDE_WEIR, WHY_BUSY, "start a thread");
-    }
-    if (client.end != NULL)
-        client.end->watch = NULL;
-    else
-        client.http->watch = NULL;
+    watch_client(m, &watch);
+    run(m, w);
+    watch_client(m, NULL);
+    inside = m->nested != NULL && nested_taken(m->nested);
+    nested_free(m->nested);
+    add_way(&m->up, &m->heard);
+    add_way(&m->up, &m->passed);
+    add_way(&m->down, &m->inner_down);
     /* Quiet is no fault. */
     if (m->first->fail.why == WHY_NONE || m->first->fail.why == WHY_IDLE)
         (void)side_finish(&m->side, &ignored);
     else
         side_cut(&m->side);
-    log_tunnel(m);
+    log_tunnel(m, inside);
 }

@@ -549,6 +549,7 @@ struct hub {
  * in. */
 struct hearer {
     void (*hear)(void *arg, const void *at, size_t len);
+    void (*heard)(void *arg); /* those that came together; NULL: never mind */
     void *arg;
 };
 
@@ -1041,6 +1042,11 @@ bool match_host(const struct match *, const char *host, uint16_t port);
 bool match_empty(const struct match *);
 void match_free(struct match *);
 
+/* ---- holder.c: who listens where we want to ------------------------------ */
+
+void holder_explain(const struct listener_conf *, int code, char *err,
+                    size_t cap);
+
 /* ---- pool.c: workers and their twins ------------------------------------- */
 
 struct pool_conf {
@@ -1187,6 +1193,8 @@ bool list_has(struct span list, const char *token); /* comma list, no case */
 bool list_next(struct span *rest, struct span *item);
 
 int hex_digit(char);              /* -1: it is none */
+unsigned char ascii_lower(char);
+bool is_name(struct span);        /* of a host */
 bool is_token(struct span);       /* RFC 9110 section 5.6.2 */
 bool is_field_value(struct span); /* RFC 9110 section 5.5 */
 enum method method_of(struct span);
@@ -1197,6 +1205,8 @@ const char *status_reason(int status);
 const char *version_name(enum version); /* "http/1.1" */
 
 bool head_came_by(const struct head *, const char *via); /* our own Via? */
+
+/* ---- target.c: where a request leads ------------------------------------- */
 
 /* Split host[:port]; brackets removed, lower case; port 0: none given. */
 bool authority_parse(struct span, char host[HOST_MAX + 1], uint16_t *port);
@@ -1341,6 +1351,7 @@ void stream_serve(struct stream *, void (*serve)(void *arg, struct fibers *),
 bool stream_put_head(struct stream *, struct head *); /* takes what is in it */
 bool stream_put_data(struct stream *, const void *, size_t len);
 void stream_put_gram(struct stream *, const void *, size_t len);
+void stream_end_grams(struct stream *); /* no more have come for now */
 void stream_put_end(struct stream *, struct head *tail); /* tail may be NULL */
 void stream_break(struct stream *, enum why, const char *op, int code,
                   const char *(*text)(int));
@@ -1685,6 +1696,30 @@ struct udp_result { /* bytes */
 enum why udp_relay(const struct client *, struct end *control,
                    const struct socks *, struct udp_result *, struct fail *);
 
+/* ---- initial.c: the ClientHello in a QUIC client's first packets ----------
+ */
+
+struct initial;
+struct initial *initial_new(void); /* NULL: no memory */
+void initial_free(struct initial *);
+enum why initial_read(struct initial *, const void *datagram, size_t len,
+                      struct hello *); /* WHY_MORE: another one is needed */
+
+/* ---- nested.c: QUIC inside of a tunnel for datagrams ----------------------
+ */
+
+struct nested;
+struct nested_user {
+    void (*send)(void *arg, const void *, size_t len); /* to the client */
+    void (*pass)(void *arg, const void *, size_t len); /* on to the target */
+    void *arg;
+};
+struct nested *nested_new(const struct client *, const struct origin *target,
+                          const struct nested_user *);      /* NULL: opaque */
+bool nested_put(struct nested *, const void *, size_t len); /* false: opaque */
+bool nested_taken(const struct nested *);
+void nested_free(struct nested *);
+
 /* ---- masque.c: UDP through HTTP (connect-udp) -----------------------------
  */
 
@@ -1694,7 +1729,8 @@ bool masque_target(struct span path, char host[HOST_MAX + 1], uint16_t *port);
 struct masque *masque_open(struct client *, struct head *req, struct fail *);
 void masque_free(struct masque *);
 enum why masque_answer(struct http *down, struct head *res, struct fail *);
-void masque_run(struct masque *, struct worker *, struct tunnel_side client);
+void masque_run(struct masque *, struct worker *, struct tunnel_side client,
+                struct stream *); /* HTTP/3's; else NULL */
 
 /* ---- ca.c: our certificate authority, on disk ---------------------------- */
 
@@ -1778,11 +1814,12 @@ enum why dial_watched(const struct client *, const char *host, uint16_t port,
 enum why dial_addresses(const struct client *, const char *host, uint16_t port,
                         enum access, struct address[DIAL_MAX], size_t *n,
                         struct clock_marks *, struct fail *);
-enum why dial_udp_at(const struct address *, int *fd, char addr[ADDR_MAX],
-                     struct fail *);
+enum why dial_udp_at(const struct address *, bool quic, int *fd,
+                     char addr[ADDR_MAX], struct fail *);
 enum why dial_udp(const struct client *, const char *host, uint16_t port,
                   enum access, int *fd, char addr[ADDR_MAX],
                   struct clock_marks *, struct fail *);
+bool dial_is_ours(const struct client *, const struct address *);
 void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 uint16_t address_port(const struct sockaddr_storage *);
@@ -1852,6 +1889,8 @@ enum why bridge_stream(struct stream *, struct end *, int idle_ms,
 struct secure; /* trust, resumption data, remembered origins */
 struct secure *secure_new(const struct config *, char *err, size_t cap);
 void secure_free(struct secure *);
+bool secure_reload(struct secure *, const struct config *, char *err,
+                   size_t cap); /* the CAs */
 enum why secure_connect(struct secure *, const struct client *,
                         struct upstream *, unsigned alpn, struct fail *);
 enum why secure_parent(struct secure *, const struct client *, struct end *,
@@ -1873,6 +1912,8 @@ const char *cert_text(int status); /* why a certificate was refused */
 
 struct upstreams *upstreams_new(const struct config *, char *err, size_t cap);
 void upstreams_free(struct upstreams *);
+bool upstreams_reload(struct upstreams *, const struct config *, char *err,
+                      size_t cap);
 void upstreams_reap(struct upstreams *,
                     const struct config *); /* once a second: closes the old */
 
@@ -1891,6 +1932,8 @@ void upstream_give(const struct client *, struct upstream *); /* for reuse */
 struct tunnel_side upstream_side(struct upstream *);          /* after a 101 */
 bool upstream_alive(struct upstream *); /* idle, and fit for an exchange? */
 void upstream_free(struct upstream *);  /* closes; NULL: nothing */
+/* Is there an idle one, or another way than a new one over TCP? */
+bool upstream_reaches(const struct client *, const struct origin *);
 /* Is there an idle one? */
 bool upstream_has(const struct client *, const struct origin *);
 bool upstream_known(const struct client *, const struct origin *,
