@@ -29,7 +29,8 @@ PKG_BESIDE = curl>=8.1 libcurl4>=8.1
 PKG_FUZZ  = $(PKG_RUN) clang
 PKG_LINT  = $(PKG_RUN) clang-tidy cppcheck clang-format
 PKG_BENCH = $(PKG_RUN) perl squid-openssl haproxy tinyproxy mitmproxy nginx \
-            dante-server? sslsplit hitch nghttp2-proxy
+            dante-server? sslsplit hitch nghttp2-proxy nghttp2-server \
+            nghttp2-client
 
 # ---- what is built --------------------------------------------------------
 CFLAGS    = -O2 -g

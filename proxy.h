@@ -533,7 +533,7 @@ struct hub {
     bool nudged; /* something else than a call came for him */
     bool over;   /* nobody serves the streams any more */
     struct stream *calls, *last_call; /* who wants something of the owner */
-    size_t n_live;                    /* streams whose user is not through */
+    atomic_size_t n_live;             /* streams whose user is not through */
     size_t owed;                      /* bytes read, no credit given yet */
     pthread_cond_t left;              /* n_live is 0 */
     struct stream *spare;             /* waiting for use, linked by next */
@@ -1472,7 +1472,7 @@ struct h2 {
     /* needs hub.lock */
     pthread_cond_t settled;
     bool settings_seen, extended, leaving, stop;
-    size_t peer_max;
+    atomic_size_t peer_max;
     bool used;
 };
 
@@ -1946,6 +1946,7 @@ enum why secure_parent(struct secure *, const struct client *, struct end *,
                        const struct parent *, struct fail *);
 void secure_save_ticket(struct secure *, struct upstream *);
 bool secure_known(struct secure *, const struct origin *, struct known *);
+int secure_alpn(struct secure *, const struct origin *); /* -1: not known */
 /* The same for QUIC: a client's session with a ticket, for quic_connect(); is
  * the peer who he should be; what may be remembered when it ends.  up: origin
  * set; insecure is set by the first. */
