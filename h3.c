@@ -1155,8 +1155,12 @@ quic_gram(void *arg, const void *at, size_t len)
             ;
     }
     h->gram_to = s;
-    if (s != NULL) /* else it came before its stream, or too late */
+    if (s != NULL && !s->extended) { /* RFC 9297 section 2: it means nothing */
+        stream_break(s, WHY_PROTO, "datagram for a request", 0x33, code_text);
+        reset(h, s->id, 0x33);
+    } else if (s != NULL) { /* else it came before its stream, or too late */
         stream_put_gram(s, (const char *)at + n, len - n);
+    }
 }
 
 static int
