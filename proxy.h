@@ -548,6 +548,7 @@ struct hub {
  * in. */
 struct hearer {
     void (*hear)(void *arg, const void *at, size_t len);
+    void (*heard)(void *arg); /* those that came together; NULL: never mind */
     void *arg;
 };
 
@@ -614,8 +615,8 @@ struct stream {
 
 struct call { /* what a stream's user calls for */
     bool content, end, tail, aborted, done, unwanted;
-    enum why why;  /* aborted by it */
-    size_t credit; /* bytes that he has read */
+    enum why why;                              /* aborted by it */
+    size_t credit;                             /* bytes that he has read */
     void (*serve)(void *arg, struct fibers *); /* to be begun; NULL: nothing */
     void *serve_arg;
 };
@@ -1204,6 +1205,7 @@ enum why head_route(struct head *req, const struct client *, struct origin *,
                     bool *ourselves, struct fail *);
 bool host_is_address(const char *host);
 bool name_is_local(const struct config *, const char *host); /* ourselves */
+bool host_is_ours(const struct config *, const char *host); /* or address */
 void origin_authority(const struct origin *, char *out, size_t cap);
 
 /* ---- exchange.c: one request and its answer ------------------------------ */
@@ -1320,8 +1322,8 @@ bool hub_init(struct hub *); /* false: no descriptor */
 void hub_clear(struct hub *);
 struct stream *hub_call(struct hub *); /* the next who calls; NULL: nobody */
 struct stream *hub_take(struct hub *, struct call *); /* and for what */
-void hub_wake(struct hub *);           /* needs hub->lock */
-bool hub_sleep(struct hub *);          /* false: somebody calls, look again */
+void hub_wake(struct hub *);                          /* needs hub->lock */
+bool hub_sleep(struct hub *); /* false: somebody calls, look again */
 void hub_awake(struct hub *);
 void hub_rest(struct hub *, bool all); /* spare streams go back */
 void hub_nudge(struct hub *);     /* any thread: look again, it is no call */
@@ -1340,6 +1342,7 @@ void stream_serve(struct stream *, void (*serve)(void *arg, struct fibers *),
 bool stream_put_head(struct stream *, struct head *); /* takes what is in it */
 bool stream_put_data(struct stream *, const void *, size_t len);
 void stream_put_gram(struct stream *, const void *, size_t len);
+void stream_end_grams(struct stream *); /* no more have come for now */
 void stream_put_end(struct stream *, struct head *tail); /* tail may be NULL */
 void stream_break(struct stream *, enum why, const char *op, int code,
                   const char *(*text)(int));
@@ -1737,6 +1740,7 @@ enum why dial_udp_at(const struct address *, int *fd, char addr[ADDR_MAX],
 enum why dial_udp(const struct client *, const char *host, uint16_t port,
                   enum access, int *fd, char addr[ADDR_MAX],
                   struct clock_marks *, struct fail *);
+bool dial_is_ours(const struct client *, const struct address *);
 void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 uint16_t address_port(const struct sockaddr_storage *);
