@@ -53,8 +53,8 @@ export ASAN_OPTIONS  = detect_leaks=1:halt_on_error=1:exitcode=99
 export UBSAN_OPTIONS = print_stacktrace=1:halt_on_error=1
 export TSAN_OPTIONS  = halt_on_error=1:second_deadlock_stack=1:exitcode=99
 
-.PHONY: all run test check browsers matrix asan tsan fuzz fuzz-all bench lint install \
-        uninstall clean help
+.PHONY: all run test check browsers matrix asan tsan fuzz fuzz-all bench \
+        lint install uninstall clean help
 .SECONDARY:
 .DELETE_ON_ERROR:
 

@@ -101,8 +101,9 @@ struct h3 {
     struct calm calm;
     int64_t now, tick_at, idle_from, control_id;
     bool said_goodbye, shut, kept_alive, peer_grams;
-    bool useful;    /* something came of what is being read */
-    int n_refusals; /* in a row */
+    bool useful;      /* something came of what is being read */
+    size_t n_useless; /* bytes in a row of which nothing came */
+    int n_refusals;   /* in a row */
     size_t gram_max, n_credit;
     size_t n_open; /* of all */
     uint64_t n_served, trim_at;
@@ -1065,6 +1066,22 @@ end_malformed(struct h3 *h, int64_t id, size_t len)
     return spend(h, CALM_RESETS, 1, "too many stream errors") == 0;
 }
 
+/* Of n bytes nothing came.  They may be a part of a frame's head or of a large
+ * section, of which honest peers send more than one can count; but empty DATA
+ * frames, or a lot of bytes in a row, are a waste. */
+static bool
+is_useful(struct h3 *h, const uint8_t *at, size_t n)
+{
+    if (h->useful)
+        h->n_useless = 0;
+    else
+        h->n_useless += n;
+    if (h->useful || ((n < 2 || at[0] != 0 || at[1] != 0) &&
+                      h->n_useless < BOMB * (size_t)h->limits.head_bytes))
+        return true;
+    return spend(h, CALM_EMPTY, 1, "too many empty frames") == 0;
+}
+
 static bool
 quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
 {
@@ -1082,8 +1099,7 @@ quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
         return judge_library(h, (int)n);
     if (n > 0)
         quic_credit(h->quic, id, (size_t)n);
-    return n == 0 || h->useful || fin || !is_request(id) ||
-           spend(h, CALM_EMPTY, 1, "too many empty frames") == 0;
+    return n == 0 || fin || !is_request(id) || is_useful(h, at, (size_t)n);
 }
 
 static void
