@@ -27,7 +27,7 @@ my %at = map { $_ => "$_.good.test:$site{$_}{port}" } keys %site;
 my $w = Weir->start(args => ['-v'], set => [
     "upstream.upstream_ca=$certs->{ca}{cert}", 'proxy.via=tester',
     map({ "resolve.$_.good.test=127.0.0.1" } keys %site),
-    'intercept.except=opaque.good.test' ]);
+    'intercept.except=opaque.good.test', 'http3.idle_s=5' ]);
 
 # Firefox takes HTTP/3 where it was told that there is some.
 my $firefox = Marionette->start(trust => [ $w->ca, $certs->{ca}{cert} ],
@@ -92,8 +92,8 @@ unlike $w->log, qr{target=https://\Q$at{opaque}\E}, 'no request is in the log';
 like slurp($site{opaque}{log}), qr{"proto":"HTTP/3}, 'the origin has seen HTTP/3';
 
 $firefox->stop;
-like $w->wait_log(qr{ tunnel .*target=\Q$at{opaque}\E}), qr/up=\d+ down=\d{7}/,
+like $w->wait_log(qr{ tunnel .*target=\Q$at{opaque}\E}, 90), qr/up=\d+ down=\d{7}/,
     'the tunnel has its line';
-like $w->log, qr{ close .*spoke=http/3}, 'the browser spoke HTTP/3 with weir';
+ok $w->wait_log(qr{ close .*spoke=http/3}, 90), 'the browser spoke HTTP/3 with weir';
 $w->stop;
 done_testing;
