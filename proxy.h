@@ -879,6 +879,26 @@ struct exchange {
     struct fail fail;              /* what ended it; why NONE: it completed */
 };
 
+/* The request's content on its way up.  The gate is shut while the worker
+ * writes a request head: first bytes wait behind it, and once they have passed
+ * the request cannot be sent a second time. */
+struct upload {
+    struct exchange *x;
+    /* the worker's alone */
+    bool started;
+    bool unheard; /* nobody will hear the rest */
+    pthread_mutex_t lock;
+    pthread_cond_t opened;
+    /* needs lock */
+    bool shut, begun;
+    struct http *to; /* NULL behind a shut gate */
+    /* either thread */
+    atomic_bool done, discard;
+    atomic_llong moved_at;
+    /* the twin's; read after twin_wait(), or once `done` is seen */
+    struct fail fail;
+};
+
 struct tunnel_side { /* an end, or a stream of an h2/h3 session */
     struct end *end;
     struct http *http; /* used when end is NULL: its content is the bytes */
@@ -1091,6 +1111,22 @@ struct conn *conn_new_quic(struct weir *, struct wire *,
 enum why connect_route(struct client *, struct head *req, struct origin *,
                        struct fail *); /* where a CONNECT leads */
 bool conn_wants(const struct config *, const struct origin *);
+/* For the states that have rooms of their own. */
+enum conn_state conn_park(struct conn *, enum conn_state resume,
+                          int64_t until_ms);
+int64_t conn_idle_until(const struct conn *);
+enum conn_state conn_goodbye(struct conn *, const struct fail *);
+
+/* ---- detect.c: what does a client speak? --------------------------------- */
+
+enum conn_state conn_detect(struct conn *);
+
+/* ---- handshake.c: TLS that a client begins ------------------------------- */
+
+enum conn_state conn_handshake(struct conn *);
+int handshake_quic(void *conn, const struct hello *, struct leaf **);
+void conn_log_refusal(const struct conn *, const char *name,
+                      const struct fail *);
 
 /* ---- serve.c: one stream of a client's session --------------------------- */
 
@@ -1192,7 +1228,7 @@ const struct field *head_find(const struct head *, const char *name,
 bool list_has(struct span list, const char *token); /* comma list, no case */
 bool list_next(struct span *rest, struct span *item);
 
-int hex_digit(char);              /* -1: it is none */
+int hex_digit(char); /* -1: it is none */
 unsigned char ascii_lower(char);
 bool is_name(struct span);        /* of a host */
 bool is_token(struct span);       /* RFC 9110 section 5.6.2 */
@@ -1223,6 +1259,16 @@ void origin_authority(const struct origin *, char *out, size_t cap);
 enum exchange_end exchange_run(struct exchange *);
 /* There is no proper request: answer with what x->fail says, and close. */
 enum exchange_end exchange_refuse(struct exchange *);
+
+/* ---- upload.c: a request's content, by the worker's twin ----------------- */
+
+void upload_init(struct upload *, struct exchange *);
+bool upload_start(struct upload *, struct http *to); /* or go on, to another */
+bool upload_hold(struct upload *); /* false: something has passed already */
+bool upload_client_failed(struct upload *);
+void upload_join(struct upload *, bool hopeless);
+enum why http_splice(struct http *from, struct http *to, atomic_llong *moved_at,
+                     struct fail *); /* WHY_MORE: not here */
 
 /* ---- page.c: what weir says itself --------------------------------------- */
 
