@@ -117,7 +117,7 @@ masque_wanted(const struct client *c, struct head *req)
         req->path.len < n || memcmp(req->path.at, template, n) != 0)
         return false;
     return ourselves || (authority_parse(req->authority, host, &port) &&
-                         port == 0 && name_is_local(c->conf, host));
+                         port == 0 && host_is_ours(c->conf, host));
 }
 
 /* "%3A" and the like.  False: malformed, or too long. */

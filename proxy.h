@@ -1251,6 +1251,7 @@ enum why head_route(struct head *req, const struct client *, struct origin *,
                     bool *ourselves, struct fail *);
 bool host_is_address(const char *host);
 bool name_is_local(const struct config *, const char *host); /* ourselves */
+bool host_is_ours(const struct config *, const char *host);  /* or address */
 void origin_authority(const struct origin *, char *out, size_t cap);
 
 /* ---- exchange.c: one request and its answer ------------------------------ */
@@ -1554,6 +1555,7 @@ struct quic_conf {
     int idle_ms, handshake_ms, rtt_ms; /* rtt_ms: what to assume at first */
     size_t streams;                    /* that the peer may open */
     size_t stream_window, window;
+    bool tunnelled; /* what fits is to be found out, not known */
 };
 struct quic *quic_accept(struct wire *, gnutls_session_t,
                          const struct quic_conf *, const struct quic_user *);
@@ -1633,6 +1635,7 @@ void demux_end(struct demux *);
 size_t demux_live(struct demux *); /* connections */
 
 /* A connection's side of it: its owner's. */
+bool wire_tunnelled(const struct wire *);   /* are its datagrams in a tunnel? */
 void wire_own(struct wire *, struct hub *); /* NULL: nobody owns it any more */
 const struct quic_birth *wire_birth(const struct wire *);
 bool wire_read(struct wire *, struct store *); /* swapped in; see wire_next() */
