@@ -796,7 +796,8 @@ conn_dial(struct conn *c)
         c->up = NULL;
     }
     /* An idle connection to the same origin proves as much as a new one. */
-    if (!c->client.own_name && !(wanted && upstream_has(&c->client, &https)) &&
+    if (!c->client.own_name &&
+        !(wanted && upstream_reaches(&c->client, &https)) &&
         (c->up = upstream_dial(&c->client, &c->target, &f)) == NULL)
         return socks ? socks_refuse(c, socks_code(&f), &f) : refuse(c, &f);
     if ((socks ? answer_socks(c, &f) : answer_connect(c, &f)) != WHY_NONE)

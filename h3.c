@@ -68,6 +68,7 @@ struct lane { /* what the owner keeps of a request's stream */
     struct chunk *sent, *last_sent;
     size_t unacked;   /* bytes of sent */
     bool choked;      /* too many: the library shall not ask */
+    bool stopped;     /* the peer was asked to send no more */
     int64_t begun_at; /* ms */
     struct lane *next, *prev;
 };
@@ -100,8 +101,9 @@ struct h3 {
     struct calm calm;
     int64_t now, tick_at, idle_from, control_id;
     bool said_goodbye, shut, kept_alive, peer_grams;
-    bool useful;    /* something came of what is being read */
-    int n_refusals; /* in a row */
+    bool useful;      /* something came of what is being read */
+    size_t n_useless; /* bytes in a row of which nothing came */
+    int n_refusals;   /* in a row */
     size_t gram_max, n_credit;
     size_t n_open; /* of all */
     uint64_t n_served, trim_at;
@@ -174,6 +176,16 @@ spend(struct h3 *h, enum calm_kind kind, int n, const char *cause)
 }
 
 /* ---- lanes and streams --------------------------------------------------- */
+
+static struct lane *
+lane_find(struct h3 *h, int64_t id)
+{
+    struct lane *l = h->lanes;
+
+    while (l != NULL && l->id != id)
+        l = l->next;
+    return l;
+}
 
 static struct lane *
 lane_new(struct h3 *h, int64_t id)
@@ -302,6 +314,10 @@ let_go(struct h3 *h, struct stream *s)
 static void
 stop_reading(struct h3 *h, int64_t id, uint64_t code)
 {
+    struct lane *l = lane_find(h, id);
+
+    if (l != NULL)
+        l->stopped = true;
     quic_stop(h->quic, id, code);
     (void)nghttp3_conn_shutdown_stream_read(h->ng, id);
 }
@@ -984,16 +1000,6 @@ is_request(int64_t id)
     return (id & 3) == 0; /* RFC 9000 section 2.1: a client's, both ways */
 }
 
-static struct lane *
-lane_find(struct h3 *h, int64_t id)
-{
-    struct lane *l = h->lanes;
-
-    while (l != NULL && l->id != id)
-        l = l->next;
-    return l;
-}
-
 /* Frames that ask for nothing (RFC 9114 section 10.5). */
 static bool
 is_calm(struct h3 *h, int64_t id, const uint8_t *at, size_t len)
@@ -1060,6 +1066,22 @@ end_malformed(struct h3 *h, int64_t id, size_t len)
     return spend(h, CALM_RESETS, 1, "too many stream errors") == 0;
 }
 
+/* Of n bytes nothing came.  They may be a part of a frame's head or of a large
+ * section, of which honest peers send more than one can count; but empty DATA
+ * frames, or a lot of bytes in a row, are a waste. */
+static bool
+is_useful(struct h3 *h, const uint8_t *at, size_t n)
+{
+    if (h->useful)
+        h->n_useless = 0;
+    else
+        h->n_useless += n;
+    if (h->useful || ((n < 2 || at[0] != 0 || at[1] != 0) &&
+                      h->n_useless < BOMB * (size_t)h->limits.head_bytes))
+        return true;
+    return spend(h, CALM_EMPTY, 1, "too many empty frames") == 0;
+}
+
 static bool
 quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
 {
@@ -1077,8 +1099,7 @@ quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
         return judge_library(h, (int)n);
     if (n > 0)
         quic_credit(h->quic, id, (size_t)n);
-    return n == 0 || h->useful || fin || !is_request(id) ||
-           spend(h, CALM_EMPTY, 1, "too many empty frames") == 0;
+    return n == 0 || fin || !is_request(id) || is_useful(h, at, (size_t)n);
 }
 
 static void
@@ -1107,8 +1128,8 @@ quic_cut_off(void *arg, int64_t id, uint64_t code)
                          ? WHY_UNPROCESSED
                          : WHY_CUT,
                      "stream reset", (int)code, code_text);
-    if (h->side == SIDE_ORIGIN)
-        return true;
+    if (h->side == SIDE_ORIGIN || (l != NULL && l->stopped))
+        return true; /* RFC 9000 section 3.5: what we have asked for */
     return spend(h, CALM_RESETS, 1, "too many stream resets") == 0;
 }
 

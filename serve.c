@@ -163,7 +163,7 @@ serve_connect(struct served *v, struct exchange *x)
     https.tls = true;
     say_state(v, "dial");
     /* An idle way to the same origin proves as much as a new one. */
-    if (!own && !(wanted && upstream_has(c, &https)) &&
+    if (!own && !(wanted && upstream_reaches(c, &https)) &&
         (up = upstream_dial(c, &to, &x->fail)) == NULL) {
         exchange_refuse(x);
         return;
