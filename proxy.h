@@ -1192,7 +1192,7 @@ const struct field *head_find(const struct head *, const char *name,
 bool list_has(struct span list, const char *token); /* comma list, no case */
 bool list_next(struct span *rest, struct span *item);
 
-int hex_digit(char);              /* -1: it is none */
+int hex_digit(char); /* -1: it is none */
 unsigned char ascii_lower(char);
 bool is_name(struct span);        /* of a host */
 bool is_token(struct span);       /* RFC 9110 section 5.6.2 */
@@ -1215,7 +1215,7 @@ enum why head_route(struct head *req, const struct client *, struct origin *,
                     bool *ourselves, struct fail *);
 bool host_is_address(const char *host);
 bool name_is_local(const struct config *, const char *host); /* ourselves */
-bool host_is_ours(const struct config *, const char *host); /* or address */
+bool host_is_ours(const struct config *, const char *host);  /* or address */
 void origin_authority(const struct origin *, char *out, size_t cap);
 
 /* ---- exchange.c: one request and its answer ------------------------------ */
@@ -1720,6 +1720,23 @@ struct nested *nested_new(const struct client *, const struct origin *target,
 bool nested_put(struct nested *, const void *, size_t len); /* false: opaque */
 bool nested_taken(const struct nested *);
 void nested_free(struct nested *);
+
+/* ---- lots.c: packets on a connected UDP socket, many at once --------------
+ */
+
+enum { LOT_MAX = 64 }; /* packets of a lot */
+struct traffic {
+    uint64_t bytes, packets, dropped;
+};
+struct lots; /* what was received */
+struct lots *lots_new(void);
+void lots_free(struct lots *);
+void lots_set_up(int fd);
+/* 0, or the errno after which no packet will pass. */
+int lots_send(int fd, struct iovec *, int n, atomic_bool *single,
+              struct traffic *);
+int lots_receive(int fd, struct lots *, struct traffic *);
+bool lots_next(struct lots *, char **at, size_t *len);
 
 /* ---- masque.c: UDP through HTTP (connect-udp) -----------------------------
  */
