@@ -1769,6 +1769,23 @@ bool nested_put(struct nested *, const void *, size_t len); /* false: opaque */
 bool nested_taken(const struct nested *);
 void nested_free(struct nested *);
 
+/* ---- lots.c: packets on a connected UDP socket, many at once --------------
+ */
+
+enum { LOT_MAX = 64 }; /* packets of a lot */
+struct traffic {
+    uint64_t bytes, packets, dropped;
+};
+struct lots; /* what was received */
+struct lots *lots_new(void);
+void lots_free(struct lots *);
+void lots_set_up(int fd);
+/* 0, or the errno after which no packet will pass. */
+int lots_send(int fd, struct iovec *, int n, atomic_bool *single,
+              struct traffic *);
+int lots_receive(int fd, struct lots *, struct traffic *);
+bool lots_next(struct lots *, char **at, size_t *len);
+
 /* ---- masque.c: UDP through HTTP (connect-udp) -----------------------------
  */
 
