@@ -708,7 +708,7 @@ conn_masque(struct conn *c)
         head_clear(&c->req);
         head_clear(&c->res);
         masque_run(m, c->worker,
-                   (struct tunnel_side){.end = h1_take_raw(&c->h1)});
+                   (struct tunnel_side){.end = h1_take_raw(&c->h1)}, NULL);
     }
     masque_free(m);
     return goodbye(c, &f);
@@ -796,7 +796,8 @@ conn_dial(struct conn *c)
         c->up = NULL;
     }
     /* An idle connection to the same origin proves as much as a new one. */
-    if (!c->client.own_name && !(wanted && upstream_has(&c->client, &https)) &&
+    if (!c->client.own_name &&
+        !(wanted && upstream_reaches(&c->client, &https)) &&
         (c->up = upstream_dial(&c->client, &c->target, &f)) == NULL)
         return socks ? socks_refuse(c, socks_code(&f), &f) : refuse(c, &f);
     if ((socks ? answer_socks(c, &f) : answer_connect(c, &f)) != WHY_NONE)

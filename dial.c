@@ -394,8 +394,7 @@ dial(const struct client *c, const char *host, uint16_t port, enum access what,
     return dial_watched(c, host, port, what, NULL, fd, addr, took, f);
 }
 
-/* RFC 9298 section 3.1, RFC 9000 section 14: packets are never fragmented on
- * their way. */
+/* RFC 9298 section 3.1: packets are never fragmented on their way. */
 static void
 forbid_fragments(int fd, int family)
 {
@@ -410,6 +409,7 @@ forbid_fragments(int fd, int family)
 /*
  * dial_udp_at - a UDP socket, connected to an address, that does not block.
  *
+ * quic  it is for a QUIC connection of ours
  * fd    the caller's on WHY_NONE
  * addr  the address in text
  *
@@ -417,18 +417,19 @@ forbid_fragments(int fd, int family)
  * WHY_NONE, WHY_UNREACHABLE, WHY_SYS.
  */
 enum why
-dial_udp_at(const struct address *a, int *fd, char addr[ADDR_MAX],
+dial_udp_at(const struct address *a, bool quic, int *fd, char addr[ADDR_MAX],
             struct fail *f)
 {
     int family = a->at.ss_family;
 
     address_text((const struct sockaddr *)&a->at, addr);
     *fd = socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (*fd >= 0 &&
-        connect(*fd, (const struct sockaddr *)&a->at, a->len) == 0) {
+    if (*fd >= 0 && quic)
+        (void)quic_socket_set_up(*fd, family); /* it works without, too */
+    else if (*fd >= 0)
         forbid_fragments(*fd, family);
+    if (*fd >= 0 && connect(*fd, (const struct sockaddr *)&a->at, a->len) == 0)
         return WHY_NONE;
-    }
     fail_sys(f, SIDE_ORIGIN, "connect", errno);
     if (*fd >= 0)
         close(*fd);
@@ -456,7 +457,7 @@ dial_udp(const struct client *c, const char *host, uint16_t port,
         return why;
     for (size_t i = 0; i < n; i++) {
         *f = (struct fail){0}; /* of the address before this one */
-        if ((why = dial_udp_at(&a[i], fd, addr, f)) == WHY_NONE)
+        if ((why = dial_udp_at(&a[i], false, fd, addr, f)) == WHY_NONE)
             break;
     }
     return why;

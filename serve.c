@@ -163,7 +163,7 @@ serve_connect(struct served *v, struct exchange *x)
     https.tls = true;
     say_state(v, "dial");
     /* An idle way to the same origin proves as much as a new one. */
-    if (!own && !(wanted && upstream_has(c, &https)) &&
+    if (!own && !(wanted && upstream_reaches(c, &https)) &&
         (up = upstream_dial(c, &to, &x->fail)) == NULL) {
         exchange_refuse(x);
         return;
@@ -192,7 +192,8 @@ serve_masque(struct served *v, struct exchange *x)
     }
     say_state(v, "masque");
     if (masque_answer(x->down, x->res, &f) == WHY_NONE)
-        masque_run(m, x->worker, (struct tunnel_side){.http = x->down});
+        masque_run(m, x->worker, (struct tunnel_side){.http = x->down},
+                   x->down->version == HTTP_3 ? v->stream : NULL);
     masque_free(m);
 }
 

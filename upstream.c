@@ -575,7 +575,7 @@ try_next(struct quic_try *t)
     if (up == NULL)
         return fail_own(&t->fail, SIDE_WEIR, WHY_BUSY, "out of memory");
     note_alternative(up, t->at);
-    if (dial_udp_at(a, &fd, up->addr, &t->fail) == WHY_NONE &&
+    if (dial_udp_at(a, true, &fd, up->addr, &t->fail) == WHY_NONE &&
         session_start_quic(c->weir->upstreams->sessions, c, up, fd, &t->fail) ==
             WHY_NONE) {
         t->up = up;
@@ -787,6 +787,8 @@ upstream_tries_quic(const struct client *c, const struct origin *o,
     struct upstream *up;
     bool tries;
 
+    if (match_find(c->conf->target_deny, o->host, o->port) != NULL)
+        return false;
     (void)parent_choose(c->conf, o, ways);
     tries = tries_quic(c, o, ways[0], upgrade, &up);
     upstream_free(up);
@@ -928,6 +930,16 @@ upstream_has(const struct client *c, const struct origin *o)
     else
         cache_give(c, up); /* as old as it was: nobody has used it */
     return true;
+}
+
+/* Before a tunnel to a target that will be looked into: is a connection over
+ * TCP needed, to know that it is there?  Whoever is tried in HTTP/3 may have
+ * none. */
+bool
+upstream_reaches(const struct client *c, const struct origin *o)
+{
+    return upstream_has(c, o) ||
+           upstream_tries_quic(c, o, (struct span){"", 0});
 }
 
 /* Can this way serve that origin, as the settings are now? */
@@ -1084,6 +1096,15 @@ upstreams_new(const struct config *conf, char *err, size_t cap)
         return NULL;
     }
     return us;
+}
+
+/* The settings have been read anew: whom they trust counts from now on.  False:
+ * err says why not; all stays as it was.  Thread: main. */
+bool
+upstreams_reload(struct upstreams *us, const struct config *conf, char *err,
+                 size_t cap)
+{
+    return secure_reload(us->secure, conf, err, cap);
 }
 
 /* Close what has been idle for reuse_s, and what is too many.  Called about

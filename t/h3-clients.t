@@ -112,21 +112,21 @@ for my $case (
 }
 
 # ---- what stays when addresses and keys change
-{
+for my $what ('migrate', 'rebind', 'update') {
     my $c = client();
     my $id = $c->request([ get('/big') ]);
     my $s = $c->stream($id);
     my $sum = Digest::SHA->new(256);
     $s->{sink} = sub ($bytes) { $sum->add($bytes) };
-    for my $what ('migrate', 'rebind', 'update', 'migrate', 'update') {
-        my $had = $s->{n_body} // 0;
-        $c->until(sub { ($s->{n_body} // 0) > $had + BIG / 10 });
-        $c->tell($what);
-    }
+    $c->until(sub { ($s->{n_body} // 0) > BIG / 5 });
+    $c->tell($what);
     $c->answer($id);
     is $sum->hexdigest, Digest::SHA::sha256_hex($big),
-        'a download through two migrations, a rebinding and two updates';
-    is $c->{path}[0], 1, 'the new path is valid';
+        "a download through one: $what" or diag "$c->{gone} $c->{code}";
+    ok $c->until(sub { $c->{path} }) && $c->{path}[0], 'the new path is valid'
+        if $what eq 'migrate';
+    ok alive($c), 'and on';
+    $c->close;
 }
 {
     my $file = scratch('session');
@@ -307,7 +307,7 @@ for my $case (
     pass 'those that are idle hold no thread';
     my $used = $many->status('VmRSS');
     cmp_ok $used, '<', 100 * 1024, "they cost less than 100 MiB (now $used KiB)"
-        if !$ENV{ASAN_OPTIONS} || $used < 100 * 1024;
+        if $ENV{WEIR} !~ /asan|tsan/;
     $_->close for @idle;
     $many->stop;
 }
