@@ -1191,7 +1191,7 @@ const struct field *head_find(const struct head *, const char *name,
 bool list_has(struct span list, const char *token); /* comma list, no case */
 bool list_next(struct span *rest, struct span *item);
 
-int hex_digit(char);              /* -1: it is none */
+int hex_digit(char); /* -1: it is none */
 unsigned char ascii_lower(char);
 bool is_name(struct span);        /* of a host */
 bool is_token(struct span);       /* RFC 9110 section 5.6.2 */
@@ -1632,6 +1632,7 @@ void h3_free(struct h3 *);
 enum why h3_run(struct h3 *, int linger_ms, struct fail *);
 int h3_wake_fd(const struct h3 *);
 int64_t h3_until(const struct h3 *); /* ms */
+bool h3_is_idle(const struct h3 *);  /* at rest: no stream is open */
 void h3_goodbye(struct h3 *);        /* at rest: tell the peer that it ends */
 uint64_t h3_served(const struct h3 *);
 struct quic_bytes h3_bytes(const struct h3 *);

@@ -36,8 +36,14 @@ sub gtls($w, $path, @args)
 # ---- start
 {
     my $w = Weir->start;
-    my $taken = IO::Socket::IP->new(Proto => 'udp', LocalHost => '127.0.0.1',
-        LocalPort => 0);
+    my ($taken, $free); # by UDP, and not by TCP
+    do {
+        $taken = IO::Socket::IP->new(Proto => 'udp', LocalHost => '127.0.0.1',
+            LocalPort => 0);
+        $free = IO::Socket::IP->new(LocalHost => '127.0.0.1', Listen => 1,
+            LocalPort => $taken->sockport);
+    } until $free;
+    close $free;
     my $run = Weir::weir_run([ '--set',
             'proxy.listen=127.0.0.1:' . $taken->sockport ]);
     is $run->{exit}, 1, 'a UDP port that is taken: no start';
