@@ -24,6 +24,7 @@
 #include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,20 +35,35 @@
 #include "proxy.h"
 
 enum {
-    BATCH = 32,     /* datagrams for one system call */
-    LOOK_MS = 1000, /* how often one who waits looks around */
-    FRONT = 16,     /* room for a capsule's head and the context */
-    SLOT = FRONT + UDP_MAX + 1,
+    BATCH = 64,      /* datagrams, or lots of them, for one system call */
+    LOTS = 16,       /* the same downwards, where there are buffers for them */
+    LOT_MAX = 60000, /* bytes of datagrams that the kernel cuts apart */
+    HEAD_MAX = 8,    /* of a capsule and the context */
+    LOOK_MS = 1000,  /* how often one who waits looks around */
+    FRONT = 16,      /* room before what is received */
+    SLOT = FRONT + 65536,
     RECEIVE = 1 << 20,   /* bytes: what the target may send ahead of us */
     GRAM_MAX = 2048,     /* a datagram of HTTP/3 */
     INNER_MAX = 1 << 18, /* bytes that connections inside may send ahead */
 };
+
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103
+#endif
+#ifndef UDP_GRO
+#define UDP_GRO 104
+#endif
 
 static const char template[] = "/.well-known/masque/udp/";
 
 struct way { /* what went one way */
     uint64_t bytes, datagrams, dropped;
     struct fail fail;
+};
+
+struct batch { /* packets' contents, to be sent together */
+    int n;
+    struct iovec all[BATCH];
 };
 
 struct masque {
@@ -76,10 +92,10 @@ struct masque {
     struct way inner_down;
     /* the worker's, the session's owner's, the twin's */
     struct way up, heard, down;
-    struct capsules capsules;
-    int n_batch;
-    struct mmsghdr batch[BATCH];
-    struct iovec pieces[BATCH];
+    struct capsules capsules;  /* the worker's */
+    struct batch batch, grams; /* the worker's, the session's owner's */
+    char *gram_buf;            /* what lies in `grams` */
+    atomic_bool no_lots;       /* the kernel does not cut them: one by one */
 };
 
 /* ---- what is asked for --------------------------------------------------- */
@@ -244,6 +260,7 @@ masque_open(struct client *c, struct head *req, struct fail *f)
     /* Without these it works, with more loss, or with loss unknown. */
     (void)setsockopt(m->fd, SOL_SOCKET, SO_RCVBUF, &most, sizeof most);
     (void)setsockopt(m->fd, SOL_SOCKET, SO_RXQ_OVFL, &one, sizeof one);
+    (void)setsockopt(m->fd, IPPROTO_UDP, UDP_GRO, &one, sizeof one);
     return m;
 }
 
@@ -260,6 +277,7 @@ masque_free(struct masque *m)
         close(m->wake_fd);
     capsules_clear(&m->capsules);
     store_clear(&m->inner);
+    free(m->gram_buf);
     pthread_mutex_destroy(&m->lock);
     pthread_mutex_destroy(&m->down_lock);
     free(m);
@@ -319,27 +337,73 @@ is_final(int code)
 
 /* ---- up: datagrams to packets -------------------------------------------- */
 
+/* How many of them, from the front, the kernel can cut out of one lot: all of
+ * a size but the last, which may be shorter. */
+static int
+lot_of(const struct masque *m, const struct iovec *all, int n)
+{
+    size_t sum = all[0].iov_len;
+    int k = 1;
+
+    if (atomic_load(&m->no_lots) || sum == 0)
+        return 1;
+    while (k < n && all[k].iov_len <= all[0].iov_len && all[k].iov_len > 0 &&
+           sum + all[k].iov_len <= LOT_MAX) {
+        sum += all[k].iov_len;
+        if (all[k++].iov_len < all[0].iov_len)
+            break;
+    }
+    return k;
+}
+
+/* The first n of them, as packets of their own.  False: errno. */
+static bool
+send_lot(const struct masque *m, struct iovec *all, int n)
+{
+    union {
+        struct cmsghdr align;
+        char at[CMSG_SPACE(sizeof(uint16_t))];
+    } control = {.at = {0}};
+    struct msghdr msg = {.msg_iov = all, .msg_iovlen = (size_t)n};
+    uint16_t size = (uint16_t)all[0].iov_len;
+
+    if (n > 1) {
+        msg.msg_control = control.at;
+        msg.msg_controllen = sizeof control.at;
+        *CMSG_FIRSTHDR(&msg) =
+            (struct cmsghdr){.cmsg_level = IPPROTO_UDP,
+                             .cmsg_type = UDP_SEGMENT,
+                             .cmsg_len = CMSG_LEN(sizeof size)};
+        memcpy(CMSG_DATA(CMSG_FIRSTHDR(&msg)), &size, sizeof size);
+    }
+    return sendmsg(m->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0;
+}
+
 /* Send them to the target.  What the socket does not take is lost. */
 static enum why
-send_all(struct masque *m, struct way *way, struct mmsghdr *all, int n_all)
+send_all(struct masque *m, struct way *way, struct iovec *all, int n)
 {
-    for (int done = 0; done < n_all;) {
-        int n = sendmmsg(m->fd, all + done, (unsigned)(n_all - done),
-                         MSG_DONTWAIT | MSG_NOSIGNAL);
+    while (n > 0) {
+        int k = lot_of(m, all, n);
 
-        for (int i = 0; i < n; i++)
-            way->bytes += all[done + i].msg_hdr.msg_iov->iov_len;
-        if (n > 0) {
-            way->datagrams += (uint64_t)n;
-            done += n;
-        } else if (errno != EINTR && is_final(errno)) {
+        if (send_lot(m, all, k)) {
+            way->datagrams += (uint64_t)k;
+            for (int i = 0; i < k; i++)
+                way->bytes += all[i].iov_len;
+        } else if (errno == EINTR) {
+            continue;
+        } else if (is_final(errno)) {
             return atomic_load(&m->stop)
                        ? WHY_OVER
                        : fail_sys(&way->fail, SIDE_ORIGIN, "send", errno);
-        } else if (errno != EINTR) {
-            way->dropped++;
-            done++;
+        } else if (k > 1 && errno != EAGAIN && errno != ENOBUFS) {
+            atomic_store(&m->no_lots, true); /* udp(7): not this device */
+            continue;
+        } else {
+            way->dropped += (uint64_t)k;
         }
+        all += k;
+        n -= k;
     }
     return WHY_NONE;
 }
@@ -361,34 +425,24 @@ pass_on(void *arg, const void *at, size_t len)
 
 /* To whom they are for: the target, or a connection inside. */
 static enum why
-carry_packets(struct masque *m, struct way *way, struct mmsghdr *all, int n)
+carry_packets(struct masque *m, struct way *way, struct batch *b)
 {
-    int i = 0;
+    int i = 0, n = b->n;
 
+    b->n = 0;
     if (!atomic_load(&m->opaque)) {
         pthread_mutex_lock(&m->lock);
-        for (; i < n; i++) {
-            const struct iovec *piece = all[i].msg_hdr.msg_iov;
-
-            if (!nested_put(m->nested, piece->iov_base, piece->iov_len))
-                break;
-            way->bytes += piece->iov_len;
+        for (; i < n &&
+               nested_put(m->nested, b->all[i].iov_base, b->all[i].iov_len);
+             i++) {
+            way->bytes += b->all[i].iov_len;
             way->datagrams++;
         }
         if (i < n)
             atomic_store(&m->opaque, true);
         pthread_mutex_unlock(&m->lock);
     }
-    return i < n ? send_all(m, way, all + i, n - i) : WHY_NONE;
-}
-
-static enum why
-batch_send(struct masque *m)
-{
-    enum why why = carry_packets(m, &m->up, m->batch, m->n_batch);
-
-    m->n_batch = 0;
-    return why;
+    return send_all(m, way, b->all + i, n - i);
 }
 
 /* The content of a datagram, without its context.  WHY_MORE: it is in one that
@@ -411,22 +465,35 @@ unwrap(struct way *way, struct span value, struct iovec *content)
     return WHY_NONE;
 }
 
-/* A datagram of HTTP/3.  The session's owner calls. */
+/* Those that came together.  The session's owner calls. */
+static void
+heard(void *arg)
+{
+    struct masque *m = arg;
+    enum why why = carry_packets(m, &m->heard, &m->grams);
+
+    if (why != WHY_NONE && why != WHY_OVER)
+        finish(m, &m->heard, why);
+}
+
+/* A datagram of HTTP/3.  The session's owner calls; it is gone when we return.
+ */
 static void
 hear(void *arg, const void *at, size_t len)
 {
     struct masque *m = arg;
-    struct iovec content;
-    struct mmsghdr one = {.msg_hdr = {.msg_iov = &content, .msg_iovlen = 1}};
+    struct iovec *content = &m->grams.all[m->grams.n];
+    char *buf = m->gram_buf + m->grams.n * GRAM_MAX;
     enum why why;
 
-    if (atomic_load(&m->stop))
+    if (atomic_load(&m->stop) || len > GRAM_MAX)
         return;
     moved(m);
-    why = unwrap(&m->heard, (struct span){at, len}, &content);
-    if (why == WHY_NONE)
-        why = carry_packets(m, &m->heard, &one, 1);
-    if (why != WHY_NONE && why != WHY_MORE && why != WHY_OVER)
+    memcpy(buf, at, len);
+    why = unwrap(&m->heard, (struct span){buf, len}, content);
+    if (why == WHY_NONE && ++m->grams.n == BATCH)
+        heard(m);
+    if (why != WHY_NONE && why != WHY_MORE)
         finish(m, &m->heard, why);
 }
 
@@ -434,15 +501,10 @@ hear(void *arg, const void *at, size_t len)
 static enum why
 batch_add(struct masque *m, struct span value)
 {
-    struct iovec *content = &m->pieces[m->n_batch];
-    enum why why = unwrap(&m->up, value, content);
+    enum why why = unwrap(&m->up, value, &m->batch.all[m->batch.n]);
 
-    if (why == WHY_MORE)
-        return WHY_NONE;
-    if (why == WHY_NONE)
-        m->batch[m->n_batch++].msg_hdr =
-            (struct msghdr){.msg_iov = content, .msg_iovlen = 1};
-    return why;
+    m->batch.n += why == WHY_NONE;
+    return why == WHY_MORE ? WHY_NONE : why;
 }
 
 /* A datagram that is too long begins like this: nobody may send one in context
@@ -477,11 +539,11 @@ carry_up(struct masque *m, struct span got)
             return fail_sys(&m->up.fail, SIDE_WEIR, "read capsule", ENOMEM);
         why = why == WHY_LIMIT ? judge_long(m, value) : batch_add(m, value);
         /* One that was put together lies where the next one will. */
-        if (why == WHY_NONE && m->n_batch > 0 &&
-            (m->n_batch == BATCH || value.at == m->capsules.value))
-            why = batch_send(m);
+        if (why == WHY_NONE && m->batch.n > 0 &&
+            (m->batch.n == BATCH || value.at == m->capsules.value))
+            why = carry_packets(m, &m->up, &m->batch);
     }
-    return why == WHY_MORE ? batch_send(m) : why;
+    return why == WHY_MORE ? carry_packets(m, &m->up, &m->batch) : why;
 }
 
 static bool
@@ -550,21 +612,25 @@ up_run(struct masque *m)
 
 /* ---- down: packets to capsules ------------------------------------------- */
 
-struct slots { /* packets of one system call, each behind room for its head */
-    struct mmsghdr msgs[BATCH];
-    struct iovec in[BATCH], out[BATCH];
+struct slots { /* lots of packets, of one system call */
+    struct mmsghdr msgs[LOTS];
+    struct iovec in[LOTS];
     union {
         struct cmsghdr align;
-        char at[CMSG_SPACE(sizeof(uint32_t))];
-    } notes[BATCH];
+        char at[CMSG_SPACE(sizeof(uint32_t)) + CMSG_SPACE(sizeof(int))];
+    } notes[LOTS];
     uint32_t lost; /* as the kernel counts */
-    char at[BATCH][SLOT];
+    /* capsules: a head and a packet, in turn */
+    char heads[BATCH][HEAD_MAX];
+    struct iovec out[2 * BATCH];
+    int n_out;
+    char at[LOTS][SLOT];
 };
 
 static void
 slots_reset(struct slots *s)
 {
-    for (int i = 0; i < BATCH; i++) {
+    for (int i = 0; i < LOTS; i++) {
         s->in[i] = (struct iovec){s->at[i] + FRONT, SLOT - FRONT};
         s->msgs[i].msg_hdr =
             (struct msghdr){.msg_iov = &s->in[i],
@@ -574,32 +640,45 @@ slots_reset(struct slots *s)
     }
 }
 
-/* How many packets the kernel had no room for, since the last time. */
-static uint64_t
-lost_before(struct slots *s, struct msghdr *msg)
+/* What the kernel says beside the bytes: how long each packet of a lot is, and
+ * how many lots it had no room for since the last time.  Those are taken to
+ * have been as this one; most are single packets. */
+static void
+read_notes(struct slots *s, struct msghdr *msg, size_t len, size_t *size,
+           uint64_t *lost)
 {
     uint32_t total = s->lost;
 
+    *size = len;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c != NULL;
-         c = CMSG_NXTHDR(msg, c))
+         c = CMSG_NXTHDR(msg, c)) {
+        int n;
+
         if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_RXQ_OVFL)
             memcpy(&total, CMSG_DATA(c), sizeof total);
-    total -= s->lost;
-    s->lost += total;
-    return total;
+        if (c->cmsg_level != IPPROTO_UDP || c->cmsg_type != UDP_GRO)
+            continue;
+        memcpy(&n, CMSG_DATA(c), sizeof n);
+        if (n > 0)
+            *size = (size_t)n;
+    }
+    *lost +=
+        (uint64_t)(total - s->lost) * (len > 0 ? (len + *size - 1) / *size : 1);
+    s->lost = total;
 }
 
-/* A packet in its slot becomes a capsule. */
-static struct iovec
-wrap(char *slot, size_t len)
+/* What stands before a packet of len bytes: a capsule's head and the context.
+ * Returns its length. */
+static size_t
+put_head(char out[HEAD_MAX], size_t len)
 {
     char head[CAPSULE_HEAD + 1];
     size_t n = capsule_put_datagram(head, len + 1);
 
-    head[n++] = 0; /* the context, once more */
-    assert(n <= FRONT);
-    memcpy(slot + FRONT - n, head, n);
-    return (struct iovec){slot + FRONT - n, n + len};
+    head[n++] = 0;
+    assert(n <= HEAD_MAX); /* UDP's lengths have two bytes */
+    memcpy(out, head, n);
+    return n;
 }
 
 /* Does the client take datagrams of HTTP/3?  It says so in its settings, which
@@ -610,40 +689,67 @@ says(struct masque *m)
     return m->stream != NULL && stream_say_max(m->stream) > 0;
 }
 
+static enum why
+slots_flush(struct masque *m, struct slots *s)
+{
+    int n = s->n_out;
+
+    s->n_out = 0;
+    return n > 0 ? side_write(&m->side, s->out, n, &m->down.fail) : WHY_NONE;
+}
+
+/* One packet.  The byte before it is ours: what was there has been sent. */
+static enum why
+put_packet(struct masque *m, struct slots *s, char *at, size_t len, bool say)
+{
+    char *head = s->heads[s->n_out / 2];
+
+    if (say) {
+        at[-1] = 0; /* the context */
+        /* RFC 9298 section 6.1: what does not fit must not come as a capsule,
+         * or the peer would never find out. */
+        if (!stream_say(m->stream, at - 1, len + 1)) {
+            m->down.dropped++;
+            return WHY_NONE;
+        }
+    } else {
+        s->out[s->n_out++] = (struct iovec){head, put_head(head, len)};
+        s->out[s->n_out++] = (struct iovec){at, len};
+    }
+    m->down.bytes += len;
+    m->down.datagrams++;
+    return s->n_out == 2 * BATCH ? slots_flush(m, s) : WHY_NONE;
+}
+
 /* Packets that are here, to the client. */
 static enum why
 carry_down(struct masque *m, struct slots *s)
 {
     bool say = says(m);
-    struct way *way = &m->down;
+    enum why why = WHY_NONE;
     int n;
 
     slots_reset(s);
-    n = recvmmsg(m->fd, s->msgs, BATCH, MSG_DONTWAIT, NULL);
+    n = recvmmsg(m->fd, s->msgs, LOTS, MSG_DONTWAIT, NULL);
     if (atomic_load(&m->stop))
         return WHY_OVER;
     if (n < 0)
         return !is_final(errno)
                    ? WHY_NONE
-                   : fail_sys(&way->fail, SIDE_ORIGIN, "receive", errno);
-    for (int i = 0; i < n; i++) {
-        char *slot = s->at[i];
-        size_t len = s->msgs[i].msg_len;
-
-        way->dropped += lost_before(s, &s->msgs[i].msg_hdr);
-        slot[FRONT - 1] = 0; /* the context */
-        /* RFC 9298 section 6.1: what does not fit must not come as a capsule,
-         * or the peer would never find out. */
-        if (say && !stream_say(m->stream, slot + FRONT - 1, len + 1)) {
-            way->dropped++;
-            continue;
-        }
-        s->out[i] = wrap(slot, len);
-        way->bytes += len;
-        way->datagrams++;
-    }
+                   : fail_sys(&m->down.fail, SIDE_ORIGIN, "receive", errno);
     moved(m);
-    return say ? WHY_NONE : side_write(&m->side, s->out, n, &way->fail);
+    for (int i = 0; i < n && why == WHY_NONE; i++) {
+        size_t len = s->msgs[i].msg_len, size, at = 0;
+
+        read_notes(s, &s->msgs[i].msg_hdr, len, &size, &m->down.dropped);
+        do { /* one may be empty */
+            size_t k = len - at < size ? len - at : size;
+
+            why = put_packet(m, s, s->at[i] + FRONT + at, k, say);
+            at += k;
+        } while (at < len && why == WHY_NONE);
+    }
+    return why == WHY_NONE ? slots_flush(m, s) : why;
 }
 
 /* A connection inside has a packet for the client. */
@@ -651,22 +757,20 @@ static void
 inner_send(void *arg, const void *at, size_t len)
 {
     struct masque *m = arg;
-    char slot[FRONT + GRAM_MAX];
-    struct iovec whole;
+    char packet[HEAD_MAX + GRAM_MAX];
+    size_t n_head = put_head(packet, len);
     uint64_t one = 1;
-    bool good = len <= GRAM_MAX;
+    bool good;
 
-    if (!good)
+    if (len > GRAM_MAX)
         return;
-    memcpy(slot + FRONT, at, len);
-    slot[FRONT - 1] = 0;
-    whole = wrap(slot, len);
+    memcpy(packet + n_head, at, len);
     pthread_mutex_lock(&m->down_lock);
     if (says(m))
-        good = stream_say(m->stream, slot + FRONT - 1, len + 1);
+        good = stream_say(m->stream, packet + n_head - 1, len + 1);
     else
-        good = m->inner.len + whole.iov_len <= INNER_MAX &&
-               store_add(&m->inner, whole.iov_base, whole.iov_len);
+        good = m->inner.len + n_head + len <= INNER_MAX &&
+               store_add(&m->inner, packet, n_head + len);
     m->inner_down.bytes += good ? len : 0;
     m->inner_down.datagrams += good;
     m->inner_down.dropped += !good;
@@ -789,10 +893,10 @@ run(struct masque *m, struct worker *w)
         return;
     }
     if (m->stream != NULL)
-        stream_hear(m->stream, (struct hearer){hear, m});
+        stream_hear(m->stream, (struct hearer){hear, heard, m});
     up_run(m);
     if (m->stream != NULL)
-        stream_hear(m->stream, (struct hearer){NULL, NULL});
+        stream_hear(m->stream, (struct hearer){NULL, NULL, NULL});
     if (!twin_wait(w, LOOK_MS)) { /* it waits for one who does not read */
         side_cut(&m->side);
         if (m->side.end != NULL)
@@ -820,8 +924,10 @@ masque_run(struct masque *m, struct worker *w, struct tunnel_side client,
     struct fail ignored = {0};
     bool inside;
 
+    if (stream != NULL)
+        m->gram_buf = malloc((size_t)BATCH * GRAM_MAX);
     m->side = client;
-    m->stream = stream;
+    m->stream = m->gram_buf != NULL ? stream : NULL;
     m->first = &m->up;
     m->nested = nested_new(m->client, &m->target, &user);
     atomic_store(&m->opaque, m->nested == NULL);

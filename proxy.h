@@ -549,6 +549,7 @@ struct hub {
  * in. */
 struct hearer {
     void (*hear)(void *arg, const void *at, size_t len);
+    void (*heard)(void *arg); /* those that came together; NULL: never mind */
     void *arg;
 };
 
@@ -878,6 +879,26 @@ struct exchange {
     struct fail fail;              /* what ended it; why NONE: it completed */
 };
 
+/* The request's content on its way up.  The gate is shut while the worker
+ * writes a request head: first bytes wait behind it, and once they have passed
+ * the request cannot be sent a second time. */
+struct upload {
+    struct exchange *x;
+    /* the worker's alone */
+    bool started;
+    bool unheard; /* nobody will hear the rest */
+    pthread_mutex_t lock;
+    pthread_cond_t opened;
+    /* needs lock */
+    bool shut, begun;
+    struct http *to; /* NULL behind a shut gate */
+    /* either thread */
+    atomic_bool done, discard;
+    atomic_llong moved_at;
+    /* the twin's; read after twin_wait(), or once `done` is seen */
+    struct fail fail;
+};
+
 struct tunnel_side { /* an end, or a stream of an h2/h3 session */
     struct end *end;
     struct http *http; /* used when end is NULL: its content is the bytes */
@@ -1090,6 +1111,22 @@ struct conn *conn_new_quic(struct weir *, struct wire *,
 enum why connect_route(struct client *, struct head *req, struct origin *,
                        struct fail *); /* where a CONNECT leads */
 bool conn_wants(const struct config *, const struct origin *);
+/* For the states that have rooms of their own. */
+enum conn_state conn_park(struct conn *, enum conn_state resume,
+                          int64_t until_ms);
+int64_t conn_idle_until(const struct conn *);
+enum conn_state conn_goodbye(struct conn *, const struct fail *);
+
+/* ---- detect.c: what does a client speak? --------------------------------- */
+
+enum conn_state conn_detect(struct conn *);
+
+/* ---- handshake.c: TLS that a client begins ------------------------------- */
+
+enum conn_state conn_handshake(struct conn *);
+int handshake_quic(void *conn, const struct hello *, struct leaf **);
+void conn_log_refusal(const struct conn *, const char *name,
+                      const struct fail *);
 
 /* ---- serve.c: one stream of a client's session --------------------------- */
 
@@ -1222,6 +1259,16 @@ enum exchange_end exchange_run(struct exchange *);
 /* There is no proper request: answer with what x->fail says, and close. */
 enum exchange_end exchange_refuse(struct exchange *);
 
+/* ---- upload.c: a request's content, by the worker's twin ----------------- */
+
+void upload_init(struct upload *, struct exchange *);
+bool upload_start(struct upload *, struct http *to); /* or go on, to another */
+bool upload_hold(struct upload *); /* false: something has passed already */
+bool upload_client_failed(struct upload *);
+void upload_join(struct upload *, bool hopeless);
+enum why http_splice(struct http *from, struct http *to, atomic_llong *moved_at,
+                     struct fail *); /* WHY_MORE: not here */
+
 /* ---- page.c: what weir says itself --------------------------------------- */
 
 enum why page_error(struct exchange *, const struct fail *, struct fail *);
@@ -1352,6 +1399,7 @@ void stream_serve(struct stream *, void (*serve)(void *arg, struct fibers *),
 bool stream_put_head(struct stream *, struct head *); /* takes what is in it */
 bool stream_put_data(struct stream *, const void *, size_t len);
 void stream_put_gram(struct stream *, const void *, size_t len);
+void stream_end_grams(struct stream *); /* no more have come for now */
 void stream_put_end(struct stream *, struct head *tail); /* tail may be NULL */
 void stream_break(struct stream *, enum why, const char *op, int code,
                   const char *(*text)(int));
@@ -1921,6 +1969,7 @@ enum why dial_udp_at(const struct address *, bool quic, int *fd,
 enum why dial_udp(const struct client *, const char *host, uint16_t port,
                   enum access, int *fd, char addr[ADDR_MAX],
                   struct clock_marks *, struct fail *);
+bool dial_is_ours(const struct client *, const struct address *);
 void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 uint16_t address_port(const struct sockaddr_storage *);
@@ -1974,11 +2023,14 @@ void parent_judge(struct parent *, const struct fail *, uint64_t conn);
 bool parent_is_direct(const struct config *, const struct origin *);
 bool parent_absolute(const struct parent *, const struct origin *);
 struct span parent_credentials(const struct client *, const struct parent *);
+
+/* ---- through.c: a way through a parent ----------------------------------- */
+
 struct secure;
 struct sessions;
 extern const struct origin parent_itself; /* for sessions with it */
-enum why parent_open(const struct client *, struct secure *, struct sessions *,
-                     struct upstream *, bool *again, struct fail *);
+enum why through_open(const struct client *, struct secure *, struct sessions *,
+                      struct upstream *, bool *again, struct fail *);
 
 /* ---- bridge.c: a stream of a session, made an end ------------------------ */
 

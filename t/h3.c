@@ -621,7 +621,7 @@ world_begin(void)
                     "http2.stall_s=2"};
     struct pool_conf pool = {.name = "conns",
                              .n_workers = 32,
-                             .n_queue = 64,
+                             .n_queue = 256,
                              .stack_bytes = 1 << 20,
                              .serve = listeners_serve};
     struct config *conf;
