@@ -1744,8 +1744,10 @@ void altsvc_learn(struct altsvcs *, const struct origin *, struct span value,
 void altsvc_forget(struct altsvcs *, const struct origin *);
 bool altsvc_find(struct altsvcs *, const struct origin *, int64_t now,
                  struct altsvc *);
-bool altsvc_is_broken(struct altsvcs *, const struct origin *, int64_t now);
-int64_t altsvc_failed(struct altsvcs *, const struct origin *, int64_t now);
+bool altsvc_is_broken(struct altsvcs *, const struct origin *, int64_t now,
+                      struct fail *last);
+int64_t altsvc_failed(struct altsvcs *, const struct origin *,
+                      const struct fail *, int64_t now);
 void altsvc_worked(struct altsvcs *, const struct origin *);
 
 /* ---- parent.c: ways out through other proxies -------------------------------

@@ -363,7 +363,7 @@ void
 session_failed(struct sessions *ss, const struct origin *o,
                const struct fail *f)
 {
-    int64_t pause = altsvc_failed(ss->altsvcs, o, now_ms());
+    int64_t pause = altsvc_failed(ss->altsvcs, o, f, now_ms());
     char text[256];
 
     if (pause == 0)

@@ -506,13 +506,15 @@ take_quic(const struct client *c, const struct origin *o, struct span upgrade)
     return up;
 }
 
-/* Did it not fail lately, and is there no session that takes no WebSocket? */
+/* Did it not fail lately (*last), and is there no session that takes no
+ * WebSocket? */
 static bool
-quic_may_try(const struct client *c, const struct wish *w)
+quic_may_try(const struct client *c, const struct wish *w, struct fail *last)
 {
     struct upstream *up;
 
-    if (altsvc_is_broken(c->weir->upstreams->altsvcs, w->origin, now_ms()))
+    if (altsvc_is_broken(c->weir->upstreams->altsvcs, w->origin, now_ms(),
+                         last))
         return false;
     if (w->upgrade.len == 0)
         return true;
@@ -713,14 +715,19 @@ take_raced(const struct client *c, const struct wish *w,
     struct sessions *ss = c->weir->upstreams->sessions;
     int64_t until = turn_ends(c);
     struct dialling *turn = NULL;
+    struct fail last = {0};
     struct upstream *up;
     bool again;
 
     while (turn == NULL) {
         if ((up = take_quic(c, w->origin, w->upgrade)) != NULL)
             return up;
-        if (!quic_may_try(c, w) || now_ms() >= until)
-            return take_tcp(c, w, NULL, false, NULL, &again, f);
+        if (!quic_may_try(c, w, &last) || now_ms() >= until) {
+            up = take_tcp(c, w, NULL, false, NULL, &again, f);
+            if (up == NULL)
+                choose_failure(f, &last);
+            return up;
+        }
         turn = sessions_turn(ss, w->origin, NULL, until);
     }
     up = race(c, w, at, turn, f);
@@ -768,13 +775,14 @@ tries_quic(const struct client *c, const struct origin *o,
            struct upstream **up)
 {
     struct wish w = {.origin = o, .upgrade = upgrade};
+    struct fail last;
     struct altsvc at;
 
     *up = NULL;
     if (!quic_wanted(c, o, parent, upgrade, &at))
         return false;
     *up = take_quic(c, o, upgrade);
-    return *up != NULL || quic_may_try(c, &w);
+    return *up != NULL || quic_may_try(c, &w, &last);
 }
 
 /* Is there something better for this origin than a way over TCP that is still
