@@ -111,7 +111,7 @@ SKIP: {
     my $w = weir_with("resolve.c.good.test=127.0.0.1:$c->{port}",
         'upstream.http3=c.good.test');
     files($w, 'c.good.test');
-    like fetch($w, '--http2', '-T', "$root/big", 'https://c.good.test/small')
+    like fetch($w, '--http1.1', '-T', "$root/big", 'https://c.good.test/small')
         ->{code}, qr/^(?:200|405)$/, 'an upload, which it does not look at';
     $w->stop;
     $w = weir_with('resolve.c.good.test=127.0.0.1', 'upstream.http3=auto');
