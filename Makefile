@@ -23,7 +23,8 @@ PKG_TEST  = $(PKG_RUN) perl libio-socket-ssl-perl curl openssl socat nginx \
             gnutls-bin chromium libnss3-tools util-linux iproute2 \
             squid-openssl tinyproxy microsocks nghttp2-proxy nghttp2-server \
             nghttp2-client openssh-client openssh-server \
-            ngtcp2-client>=1.0 ngtcp2-server>=1.0 caddy firefox-esr
+            ngtcp2-client>=1.0 ngtcp2-server>=1.0 caddy firefox-esr \
+            libnss-wrapper
 PKG_BESIDE = curl>=8.1 libcurl4>=8.1
 PKG_FUZZ  = $(PKG_RUN) clang
 PKG_LINT  = $(PKG_RUN) clang-tidy cppcheck clang-format

@@ -708,7 +708,7 @@ conn_masque(struct conn *c)
         head_clear(&c->req);
         head_clear(&c->res);
         masque_run(m, c->worker,
-                   (struct tunnel_side){.end = h1_take_raw(&c->h1)});
+                   (struct tunnel_side){.end = h1_take_raw(&c->h1)}, NULL);
     }
     masque_free(m);
     return goodbye(c, &f);

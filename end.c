@@ -78,8 +78,28 @@ sock_recv_now(struct end *e, void *buf, size_t cap, size_t *n, struct fail *f)
     if (got < 0)
         return errno == EAGAIN ? WHY_MORE : fail_sys(f, e->side, "read", errno);
     e->n_in += (uint64_t)got;
+    e->drained = got > 0 && (size_t)got < cap;
     *n = (size_t)got;
     return got > 0 ? WHY_NONE : peer_ended(e, f);
+}
+
+/* A read waited for so long and brought nothing.  WHY_NONE: try again. */
+static enum why
+recv_nothing(struct end *e, ssize_t got, int waited_ms, int *quiet_ms,
+             const char *op, struct fail *f)
+{
+    if (got == 0)
+        return peer_ended(e, f);
+    if (errno == EINTR)
+        return WHY_NONE;
+    if (errno != EAGAIN)
+        return fail_sys(f, e->side, op, errno);
+    *quiet_ms += waited_ms;
+    if (e->watch != NULL && e->watch->over(e->watch->arg))
+        return fail_own(f, SIDE_WEIR, WHY_OVER, op);
+    if (*quiet_ms >= e->idle_ms)
+        return fail_own(f, e->side, WHY_IDLE, op);
+    return WHY_NONE;
 }
 
 /*
@@ -92,10 +112,11 @@ sock_recv(struct end *e, void *buf, size_t cap, int flags, size_t *n,
           struct fail *f)
 {
     int quiet_ms = 0;
+    enum why why = WHY_NONE;
 
     if (e->no_wait)
         return sock_recv_now(e, buf, cap, n, f);
-    for (;;) {
+    while (why == WHY_NONE) {
         int wait = recv_wait(e, quiet_ms);
         bool fiber = fiber_here(), now;
         ssize_t got;
@@ -124,18 +145,9 @@ sock_recv(struct end *e, void *buf, size_t cap, int flags, size_t *n,
             *n = (size_t)got;
             return WHY_NONE;
         }
-        if (got == 0)
-            return peer_ended(e, f);
-        if (errno == EINTR)
-            continue;
-        if (errno != EAGAIN)
-            return fail_sys(f, e->side, "read", errno);
-        quiet_ms += wait;
-        if (e->watch != NULL && e->watch->over(e->watch->arg))
-            return fail_own(f, SIDE_WEIR, WHY_OVER, "read");
-        if (quiet_ms >= e->idle_ms)
-            return fail_own(f, e->side, WHY_IDLE, "read");
+        why = recv_nothing(e, got, wait, &quiet_ms, "read", f);
     }
+    return why;
 }
 
 /* Drop the first `done` bytes from the front of an iovec array. */
@@ -409,6 +421,57 @@ end_finish(struct end *e, struct fail *f)
     return why;
 }
 
+/* Up to max bytes (*n, >= 1) from the socket into the pipe. */
+static enum why
+splice_in(struct end *e, int pipe_fd, size_t max, size_t *n, struct fail *f)
+{
+    int quiet_ms = 0;
+    enum why why = WHY_NONE;
+
+    while (why == WHY_NONE) {
+        int wait = recv_wait(e, quiet_ms);
+        ssize_t got;
+
+        if (e->deadline != 0 && now_ms() >= e->deadline)
+            return fail_own(f, e->side, WHY_LATE, "splice in");
+        if (wait != e->rcv_ms) {
+            set_timeout(e->fd, SO_RCVTIMEO, wait);
+            e->rcv_ms = wait;
+        }
+        got = splice(e->fd, NULL, pipe_fd, NULL, max, SPLICE_F_MOVE);
+        if (got > 0) {
+            e->n_in += (uint64_t)got;
+            *n = (size_t)got;
+            return WHY_NONE;
+        }
+        why = recv_nothing(e, got, wait, &quiet_ms, "splice in", f);
+    }
+    return why;
+}
+
+/* The n bytes that are in the pipe to the socket. */
+static enum why
+splice_out(struct end *e, int pipe_fd, size_t n, struct fail *f)
+{
+    if (e->snd_ms != e->idle_ms) {
+        set_timeout(e->fd, SO_SNDTIMEO, e->idle_ms);
+        e->snd_ms = e->idle_ms;
+    }
+    while (n > 0) {
+        ssize_t put = splice(pipe_fd, NULL, e->fd, NULL, n, SPLICE_F_MOVE);
+
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0 && errno == EAGAIN)
+            return fail_own(f, e->side, WHY_IDLE, "splice out");
+        if (put <= 0)
+            return fail_sys(f, e->side, "splice out", errno);
+        e->n_out += (uint64_t)put;
+        n -= (size_t)put;
+    }
+    return WHY_NONE;
+}
+
 /*
  * end_splice - move up to max bytes from one plain socket to another through
  * the kernel's pipe; no byte enters user space.
@@ -423,54 +486,16 @@ enum why
 end_splice(struct end *from, struct end *to, const int pipe_fds[2], size_t max,
            size_t *n, struct fail *f)
 {
-    ssize_t got, left;
-    int quiet_ms = 0;
+    size_t got = 0;
+    enum why why;
 
     assert(from->tls == NULL && to->tls == NULL && from->len == 0);
-    for (;;) {
-        int wait = recv_wait(from, quiet_ms);
-
-        if (from->deadline != 0 && now_ms() >= from->deadline)
-            return fail_own(f, from->side, WHY_LATE, "splice in");
-        if (wait != from->rcv_ms) {
-            set_timeout(from->fd, SO_RCVTIMEO, wait);
-            from->rcv_ms = wait;
-        }
-        got = splice(from->fd, NULL, pipe_fds[1], NULL, max, SPLICE_F_MOVE);
-        if (got > 0)
-            break;
-        if (got == 0)
-            return peer_ended(from, f);
-        if (errno == EINTR)
-            continue;
-        if (errno != EAGAIN)
-            return fail_sys(f, from->side, "splice in", errno);
-        quiet_ms += wait;
-        if (from->watch != NULL && from->watch->over(from->watch->arg))
-            return fail_own(f, SIDE_WEIR, WHY_OVER, "splice in");
-        if (quiet_ms >= from->idle_ms)
-            return fail_own(f, from->side, WHY_IDLE, "splice in");
-    }
-    from->n_in += (uint64_t)got;
-    if (to->snd_ms != to->idle_ms) {
-        set_timeout(to->fd, SO_SNDTIMEO, to->idle_ms);
-        to->snd_ms = to->idle_ms;
-    }
-    for (left = got; left > 0;) {
-        ssize_t put = splice(pipe_fds[0], NULL, to->fd, NULL, (size_t)left,
-                             SPLICE_F_MOVE);
-
-        if (put < 0 && errno == EINTR)
-            continue;
-        if (put < 0 && errno == EAGAIN)
-            return fail_own(f, to->side, WHY_IDLE, "splice out");
-        if (put <= 0)
-            return fail_sys(f, to->side, "splice out", errno);
-        to->n_out += (uint64_t)put;
-        left -= put;
-    }
-    *n = (size_t)got;
-    return WHY_NONE;
+    why = splice_in(from, pipe_fds[1], max, &got, f);
+    if (why == WHY_NONE)
+        why = splice_out(to, pipe_fds[0], got, f);
+    if (why == WHY_NONE)
+        *n = got;
+    return why;
 }
 
 /*

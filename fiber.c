@@ -547,10 +547,13 @@ fibers_poll_us(struct fibers *fs, struct pollfd *own, size_t n, int64_t us)
     quiet = TAILQ_EMPTY(&fs->woken);
     fs->asleep = quiet;
     pthread_mutex_unlock(&fs->lock);
-    if (!polls_room(fs, n + 1 + fs->n_fds))
+    for (size_t i = 0; i < n; i++)
+        own[i].revents = own[i].events; /* for all we know */
+    if ((!quiet && fs->n_fds == 0) || !polls_room(fs, n + 1 + fs->n_fds))
         return; /* the owner will be back */
     for (size_t i = 0; i < n; i++)
-        fs->polls[i] = own[i];
+        fs->polls[i] =
+            (struct pollfd){.fd = own[i].fd, .events = own[i].events};
     fs->polls[total++] = (struct pollfd){.fd = fs->wake_fd, .events = POLLIN};
     if (fs->n_fds > 0)
         for (f = TAILQ_FIRST(&fs->sleeping); f != NULL;
@@ -566,6 +569,8 @@ fibers_poll_us(struct fibers *fs, struct pollfd *own, size_t n, int64_t us)
         wait.tv_nsec = us % 1000000 * 1000;
     }
     (void)ppoll(fs->polls, total, &wait, NULL);
+    for (size_t i = 0; i < n; i++)
+        own[i].revents = fs->polls[i].revents;
     pthread_mutex_lock(&fs->lock);
     if (fs->polls[n].revents != 0 &&
         read(fs->wake_fd, &count, sizeof count) < 0)

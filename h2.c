@@ -6,18 +6,17 @@
  * reads what is there, looks who called, and sends what is to be sent, as
  * much as possible in one write.  What a stream carries goes through stream.c.
  *
- * Frames that make us work and ask for nothing are counted (calm.c); who sends
- * too many of them is told to calm down, and the session ends.
+ * This room is the session's life.  What the library makes of the bytes that
+ * come is h2read.c, what is given to it to be sent h2write.c.
  *
  * Follows  RFC 9113, RFC 8441, RFC 7541.
  * Owns     the library's session, what is not sent yet, the owner's reference
  *          to each stream.  The end is the user's.
- * Threads  the owner in h2_run(); h2_open(), h2_extended(), h2_idle_ms() and
- *          h2_stop() from any.
+ * Threads  the owner in h2_run(); h2_open(), h2_extended() and h2_stop() from
+ *          any.
  * Blocks   in poll(2), for a tick at most.
  */
 #include <assert.h>
-#include <errno.h>
 #include <nghttp2/nghttp2.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -27,68 +26,25 @@
 
 enum {
     TICK_MS = 500,      /* how often clocks and flags are looked at */
-    CALLS = 256,        /* served in a row */
     READS = 4,          /* in a row before others get their turn */
     SEND_BATCH = 65536, /* gathered for one write */
-    GAPS = 8,           /* in the clients' identifiers, remembered */
-    CONTINUATIONS = 16, /* of one header block */
-    NV_MAX = 64,        /* fields passed on without an allocation */
-    SILENT_MS = 5000,   /* an origin that said nothing for so long is asked */
     PING_MS = 3000,     /* and has so long to answer */
     TRIM_STREAMS = 50,  /* served: there may be memory to give back */
     UNHEARD_MS = 2000,  /* for a client that does not even answer a PING */
     SPARE = 128,        /* streams kept for the next ones */
-    BOMB = 3,           /* times head_bytes that a head may unpack to */
-};
-
-struct gap { /* identifiers that the client passed over */
-    int32_t after, before;
-};
-
-struct h2 {
-    struct hub hub;
-    struct fibers fibers; /* server role: serve those streams that can be */
-    /* set by h2_new(), then only read */
-    struct end *end;
-    enum side side; /* whom we speak with */
-    struct h2_user user;
-    int idle_ms, head_ms, stall_ms;
-    size_t max_streams;
-    /* the owner's alone */
-    nghttp2_session *ng;
-    struct section section; /* the header block that is coming */
-    struct stream *all, *fresh, *held;
-    struct store out; /* frames not yet sent */
-    struct calm calm;
-    int64_t now, tick_at, blocked_at, block_from, heard_at, ping_at, idle_from;
-    uint64_t n_asked;  /* server role: PINGs behind answers that came early */
-    bool early;        /* there may be such an answer that none was sent for */
-    uint32_t code;     /* the session shall end with it */
-    const char *cause; /* why; NULL: it goes on */
-    bool said_goodbye;
-    int n_continuations, n_refused;
-    int32_t last_id;
-    struct gap gaps[GAPS]; /* the last ones */
-    size_t n_gaps;
-    uint64_t n_served, trim_at;
-    /* needs hub.lock */
-    pthread_cond_t settled;
-    bool settings_seen, extended, leaving, stop;
-    size_t peer_max;
-    bool used;
 };
 
 /* ---- reasons to end ------------------------------------------------------ */
 
-static const char *
-code_text(int code)
+const char *
+h2_code_text(int code)
 {
     return nghttp2_http2_strerror((uint32_t)code);
 }
 
 /* The session shall end; the first reason counts. */
-static int
-give_up(struct h2 *h, uint32_t code, const char *cause)
+int
+h2_give_up(struct h2 *h, uint32_t code, const char *cause)
 {
     if (h->cause == NULL) {
         h->cause = cause;
@@ -97,18 +53,18 @@ give_up(struct h2 *h, uint32_t code, const char *cause)
     return NGHTTP2_ERR_CALLBACK_FAILURE;
 }
 
-static int
-spend(struct h2 *h, enum calm_kind kind, const char *cause)
+int
+h2_spend(struct h2 *h, enum calm_kind kind, const char *cause)
 {
     if (calm_spend(&h->calm, kind, h->now))
         return 0;
-    return give_up(h, NGHTTP2_ENHANCE_YOUR_CALM, cause);
+    return h2_give_up(h, NGHTTP2_ENHANCE_YOUR_CALM, cause);
 }
 
 /* ---- the owner's list of streams ----------------------------------------- */
 
-static void
-list_add(struct h2 *h, struct stream *s)
+void
+h2_add(struct h2 *h, struct stream *s)
 {
     s->session = h;
     s->moved_at = h->now;
@@ -121,8 +77,8 @@ list_add(struct h2 *h, struct stream *s)
 
 /* The owner is through with a stream.  What nobody will read any more is
  * credited to the session, or its window would leak away. */
-static void
-let_go(struct h2 *h, struct stream *s)
+void
+h2_let_go(struct h2 *h, struct stream *s)
 {
     size_t unread = stream_unread(s);
 
@@ -138,675 +94,27 @@ let_go(struct h2 *h, struct stream *s)
     stream_drop(s);
 }
 
-static void
-reset(struct h2 *h, struct stream *s, uint32_t code)
+void
+h2_reset(struct h2 *h, struct stream *s, uint32_t code)
 {
     if (!s->closed && s->id >= 0)
         nghttp2_submit_rst_stream(h->ng, NGHTTP2_FLAG_NONE, (int32_t)s->id,
                                   code);
 }
 
-static struct stream *
-stream_at(struct h2 *h, int32_t id)
+struct stream *
+h2_stream_at(struct h2 *h, int32_t id)
 {
     return nghttp2_session_get_stream_user_data(h->ng, id);
 }
 
-/* ---- what comes: the library calls back ---------------------------------- */
-
-/* RFC 9113 section 5.1.1: identifiers that were passed over are used up.  The
- * library cannot tell them from streams that were, and lets them pass. */
-static bool
-id_in_order(struct h2 *h, int32_t id)
-{
-    if (id > h->last_id) {
-        if (id > h->last_id + 2)
-            h->gaps[h->n_gaps++ % GAPS] = (struct gap){h->last_id, id};
-        h->last_id = id;
-        return true;
-    }
-    for (size_t i = 0; i < GAPS; i++)
-        if (id > h->gaps[i].after && id < h->gaps[i].before)
-            return false;
-    return true;
-}
-
-/* RFC 9113 section 10.5: frames that cost us and ask for nothing. */
-static int
-on_begin_frame(nghttp2_session *ng, const nghttp2_frame_hd *hd, void *arg)
-{
-    struct h2 *h = arg;
-    bool ack = hd->flags & NGHTTP2_FLAG_ACK;
-
-    (void)ng;
-    switch (hd->type) {
-    case NGHTTP2_HEADERS:
-        h->n_continuations = 0;
-        if (h->side == SIDE_CLIENT && !id_in_order(h, hd->stream_id))
-            return give_up(h, NGHTTP2_PROTOCOL_ERROR,
-                           "stream identifier out of order");
-        return hd->length > 0 ? 0
-                              : spend(h, CALM_EMPTY, "too many empty frames");
-    case NGHTTP2_CONTINUATION:
-        if (++h->n_continuations > CONTINUATIONS)
-            return give_up(h, NGHTTP2_ENHANCE_YOUR_CALM,
-                           "too many CONTINUATION frames");
-        return hd->length > 0 ? 0
-                              : spend(h, CALM_EMPTY, "too many empty frames");
-    case NGHTTP2_RST_STREAM:
-        return spend(h, CALM_RESETS, "too many RST_STREAM frames");
-    case NGHTTP2_SETTINGS:
-        return ack ? 0 : spend(h, CALM_SETTINGS, "too many SETTINGS frames");
-    case NGHTTP2_PING:
-        return ack ? 0 : spend(h, CALM_PINGS, "too many PING frames");
-    case NGHTTP2_WINDOW_UPDATE:
-        return spend(h, CALM_UPDATES, "too many WINDOW_UPDATE frames");
-    case NGHTTP2_DATA: /* its padding is not known yet: on_frame_recv() */
-    case NGHTTP2_GOAWAY:
-        return 0;
-    default: /* PRIORITY; what is unknown does not come here */
-        return spend(h, CALM_PRIORITIES, "too many PRIORITY frames");
-    }
-}
-
-static int
-on_begin_headers(nghttp2_session *ng, const nghttp2_frame *frame, void *arg)
-{
-    struct h2 *h = arg;
-
-    (void)ng;
-    (void)frame;
-    section_reset(&h->section);
-    h->block_from = h->now;
-    return 0;
-}
-
-static int
-on_header(nghttp2_session *ng, const nghttp2_frame *frame, const uint8_t *name,
-          size_t n_name, const uint8_t *value, size_t n_value, uint8_t flags,
-          void *arg)
-{
-    struct h2 *h = arg;
-
-    (void)ng;
-    (void)frame;
-    section_add(&h->section, (struct span){(const char *)name, n_name},
-                (struct span){(const char *)value, n_value},
-                flags & NGHTTP2_NV_FLAG_NO_INDEX);
-    /* A few bytes can unpack to megabytes (RFC 7541 section 7.3). */
-    if (h->section.bytes > BOMB * h->section.max_bytes)
-        return give_up(h, NGHTTP2_ENHANCE_YOUR_CALM,
-                       "head unpacks to too much");
-    return 0;
-}
-
-/* The library would pass a message on without its broken fields. */
-static int
-on_invalid_header(nghttp2_session *ng, const nghttp2_frame *frame,
-                  const uint8_t *name, size_t n_name, const uint8_t *value,
-                  size_t n_value, uint8_t flags, void *arg)
-{
-    (void)ng, (void)frame, (void)name, (void)n_name, (void)value;
-    (void)n_value, (void)flags, (void)arg;
-    return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
-}
-
 /* A request that nobody shall see. */
-static void
-refuse(struct h2 *h, int32_t id, uint32_t code)
+void
+h2_refuse(struct h2 *h, int32_t id, uint32_t code)
 {
     if (code == NGHTTP2_REFUSED_STREAM)
         h->n_refused++;
     nghttp2_submit_rst_stream(h->ng, NGHTTP2_FLAG_NONE, id, code);
-}
-
-static void
-log_refused(const struct h2 *h, int32_t id, const struct fail *f)
-{
-    if (log_on(LEVEL_DEBUG))
-        log_say(LEVEL_DEBUG, h->user.id, "refused", "stream %d: %s", (int)id,
-                f->op);
-}
-
-/* A request's head is complete: it becomes a stream, served once all that has
- * come in the same read is in it. */
-static void
-take_request(struct h2 *h, int32_t id, bool ends)
-{
-    struct stream *s;
-    struct head head;
-    struct fail f = {0};
-    enum why why = section_request(&h->section, ends, &head, &f);
-
-    s = why == WHY_PROTO || why == WHY_BUSY || h->said_goodbye ||
-                hub_live(&h->hub) >= h->max_streams
-            ? NULL
-            : stream_new(&h->hub, SIDE_CLIENT, HTTP_2, h->idle_ms);
-    if (s == NULL) {
-        log_refused(h, id, &f);
-        refuse(h, id,
-               why == WHY_PROTO ? NGHTTP2_PROTOCOL_ERROR
-                                : NGHTTP2_REFUSED_STREAM);
-        head_clear(&head);
-        return;
-    }
-    s->id = id;
-    s->refused = f;
-    s->extended = head.upgrade.len > 0;
-    s->connect = s->extended || head.method_id == METHOD_CONNECT;
-    s->head_only = head.method_id == METHOD_HEAD;
-    s->remote_end = s->in_end = s->saw_end = ends;
-    list_add(h, s);
-    nghttp2_session_set_stream_user_data(h->ng, id, s);
-    if (!stream_put_head(s, &head)) {
-        head_clear(&head);
-        fail_own(&s->refused, SIDE_WEIR, WHY_BUSY, "out of memory");
-    }
-    s->next_own = h->fresh;
-    h->fresh = s;
-}
-
-/* 1xx, or the final one; what a 200 means depends on what was asked. */
-static void
-take_answer(struct h2 *h, struct stream *s, bool ends)
-{
-    struct head head;
-    struct fail f = {0};
-
-    if (section_answer(&h->section, ends, &head, &f) != WHY_NONE) {
-        stream_break(s, f.why, f.op, 0, NULL);
-        refuse(h, (int32_t)s->id, NGHTTP2_PROTOCOL_ERROR);
-        head_clear(&head);
-        return;
-    }
-    if (s->connect && head.status / 100 == 2) {
-        head.body = BODY_RAW;
-        if (s->extended) {
-            head.status = 101;
-            head.upgrade = span_of("websocket");
-        }
-    }
-    if (head.status >= 200 || head.status == 101)
-        s->answered = true;
-    if (!stream_put_head(s, &head)) {
-        head_clear(&head);
-        stream_break(s, WHY_SYS, "read head", ENOMEM, sys_text);
-    }
-    if (ends) {
-        s->remote_end = true;
-        stream_put_end(s, NULL);
-    }
-}
-
-static void
-take_tail(struct h2 *h, struct stream *s)
-{
-    struct head *tail = malloc(sizeof *tail);
-
-    if (tail != NULL)
-        section_tail(&h->section, tail);
-    s->remote_end = true;
-    stream_put_end(s, tail);
-}
-
-static void
-take_headers(struct h2 *h, const nghttp2_frame *frame)
-{
-    int32_t id = frame->hd.stream_id;
-    bool ends = frame->hd.flags & NGHTTP2_FLAG_END_STREAM;
-    struct stream *s;
-
-    h->block_from = 0;
-    if (frame->headers.cat == NGHTTP2_HCAT_REQUEST)
-        take_request(h, id, ends);
-    else if ((s = stream_at(h, id)) == NULL)
-        return;
-    else if (h->section.status.at != NULL)
-        take_answer(h, s, ends);
-    else
-        take_tail(h, s);
-    section_reset(&h->section);
-}
-
-/* An origin's settings; whoever waits for the first ones wakes. */
-static void
-take_settings(struct h2 *h)
-{
-    uint32_t max = nghttp2_session_get_remote_settings(
-        h->ng, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS);
-
-    pthread_mutex_lock(&h->hub.lock);
-    h->settings_seen = true;
-    h->peer_max = max;
-    h->extended = nghttp2_session_get_remote_settings(
-                      h->ng, NGHTTP2_SETTINGS_ENABLE_CONNECT_PROTOCOL) == 1;
-    pthread_cond_broadcast(&h->settled);
-    pthread_mutex_unlock(&h->hub.lock);
-}
-
-static void
-leave(struct h2 *h)
-{
-    pthread_mutex_lock(&h->hub.lock);
-    h->leaving = true;
-    pthread_mutex_unlock(&h->hub.lock);
-}
-
-static bool
-is_leaving(struct h2 *h)
-{
-    bool leaving;
-
-    pthread_mutex_lock(&h->hub.lock);
-    leaving = h->leaving;
-    pthread_mutex_unlock(&h->hub.lock);
-    return leaving;
-}
-
-/* Our answer is complete, the request is not, and nobody reads the rest. */
-static bool
-is_early(const struct h2 *h, const struct stream *s)
-{
-    return h->side == SIDE_CLIENT && s->local_end && !s->remote_end &&
-           s->seen_over && !s->closed;
-}
-
-/* RFC 9113 section 8.1: a client whose request was answered early is told, by
- * a reset without an error, to leave out the rest.  One that has nearly
- * finished may do so: it has the whole answer before it is asked by a PING, and
- * what it sent before it answers that was all it wanted to. */
-static void
-ask_early(struct h2 *h)
-{
-    uint64_t number = h->n_asked + 1;
-    bool any = false;
-
-    if (!h->early)
-        return;
-    h->early = false;
-    for (struct stream *s = h->all; s != NULL; s = s->next)
-        if (is_early(h, s) && s->asked == 0) {
-            s->asked = number;
-            any = true;
-        }
-    if (!any)
-        return;
-    h->n_asked = number;
-    nghttp2_submit_ping(h->ng, NGHTTP2_FLAG_NONE, (const uint8_t *)&number);
-}
-
-/* The client has answered such a PING, and those before. */
-static void
-take_ack(struct h2 *h, const uint8_t data[8])
-{
-    uint64_t number;
-
-    memcpy(&number, data, sizeof number);
-    for (struct stream *s = h->all; s != NULL; s = s->next)
-        if (is_early(h, s) && s->asked != 0 && s->asked <= number)
-            reset(h, s, NGHTTP2_NO_ERROR);
-}
-
-static int
-on_frame_recv(nghttp2_session *ng, const nghttp2_frame *frame, void *arg)
-{
-    struct h2 *h = arg;
-    struct stream *s;
-
-    (void)ng;
-    switch (frame->hd.type) {
-    case NGHTTP2_HEADERS:
-        take_headers(h, frame);
-        break;
-    case NGHTTP2_DATA:
-        if (frame->hd.length <= frame->data.padlen &&
-            !(frame->hd.flags & NGHTTP2_FLAG_END_STREAM))
-            return spend(h, CALM_EMPTY, "too many empty frames");
-        if ((frame->hd.flags & NGHTTP2_FLAG_END_STREAM) &&
-            (s = stream_at(h, frame->hd.stream_id)) != NULL) {
-            s->remote_end = true;
-            stream_put_end(s, NULL);
-        }
-        break;
-    case NGHTTP2_SETTINGS:
-        if (h->side == SIDE_ORIGIN && !(frame->hd.flags & NGHTTP2_FLAG_ACK))
-            take_settings(h);
-        break;
-    case NGHTTP2_GOAWAY:
-        leave(h);
-        break;
-    case NGHTTP2_PING:
-        if (h->side == SIDE_CLIENT && (frame->hd.flags & NGHTTP2_FLAG_ACK))
-            take_ack(h, frame->ping.opaque_data);
-        break;
-    default:
-        break;
-    }
-    return 0;
-}
-
-static int
-on_data(nghttp2_session *ng, uint8_t flags, int32_t id, const uint8_t *at,
-        size_t len, void *arg)
-{
-    struct h2 *h = arg;
-    struct stream *s = stream_at(h, id);
-
-    (void)flags;
-    if (s == NULL)
-        nghttp2_session_consume(ng, id, len);
-    else if (!stream_put_data(s, at, len))
-        return give_up(h, NGHTTP2_INTERNAL_ERROR, "out of memory");
-    return 0;
-}
-
-/* What a stream's end means to its user. */
-static int
-on_stream_close(nghttp2_session *ng, int32_t id, uint32_t code, void *arg)
-{
-    struct h2 *h = arg;
-    struct stream *s = stream_at(h, id);
-    bool whole;
-
-    (void)ng;
-    if (s == NULL)
-        return 0;
-    s->closed = true;
-    whole = s->remote_end && (h->side == SIDE_CLIENT || s->answered);
-    if (whole && (code == NGHTTP2_NO_ERROR || h->side == SIDE_ORIGIN))
-        stream_deafen(s); /* all was said; our own content may be cut off */
-    else if (h->side == SIDE_ORIGIN && code == NGHTTP2_REFUSED_STREAM)
-        stream_break(s, WHY_UNPROCESSED, "stream refused", (int)code,
-                     code_text);
-    else
-        stream_break(s, WHY_CUT, "stream reset", (int)code, code_text);
-    if (s->seen_done)
-        let_go(h, s);
-    return 0;
-}
-
-/* What we send ourselves: our own end, and the errors that a peer provokes to
- * have streams come and go (CVE-2025-8671). */
-static int
-on_frame_send(nghttp2_session *ng, const nghttp2_frame *frame, void *arg)
-{
-    struct h2 *h = arg;
-    struct stream *s;
-
-    (void)ng;
-    if ((frame->hd.type == NGHTTP2_DATA || frame->hd.type == NGHTTP2_HEADERS) &&
-        (frame->hd.flags & NGHTTP2_FLAG_END_STREAM) &&
-        (s = stream_at(h, frame->hd.stream_id)) != NULL) {
-        s->local_end = true;
-        h->early |= !s->remote_end;
-        s->moved_at = h->now;
-    }
-    if (frame->hd.type != NGHTTP2_RST_STREAM)
-        return 0;
-    switch (frame->rst_stream.error_code) {
-    case NGHTTP2_NO_ERROR:
-    case NGHTTP2_CANCEL:
-    case NGHTTP2_INTERNAL_ERROR:
-    case NGHTTP2_CONNECT_ERROR:
-        return 0;
-    case NGHTTP2_REFUSED_STREAM:
-        if (h->n_refused > 0) { /* for want of a worker */
-            h->n_refused--;
-            return 0;
-        }
-        break;
-    default:
-        break;
-    }
-    (void)spend(h, CALM_RESETS, "too many stream errors");
-    return 0;
-}
-
-/* A head's fields as the library wants them; free() it unless it is `few`. */
-static nghttp2_nv *
-nv_of(const struct packed *p, nghttp2_nv few[NV_MAX])
-{
-    nghttp2_nv *nv = p->n <= NV_MAX ? few : calloc(p->n, sizeof *nv);
-
-    for (size_t i = 0; nv != NULL && i < p->n; i++)
-        nv[i] = (nghttp2_nv){
-            (uint8_t *)p->at[i].name.at, (uint8_t *)p->at[i].value.at,
-            p->at[i].name.len, p->at[i].value.len,
-            p->at[i].secret ? NGHTTP2_NV_FLAG_NO_INDEX : NGHTTP2_NV_FLAG_NONE};
-    return nv;
-}
-
-/* ---- what goes: content, when the library asks for it -------------------- */
-
-static ssize_t
-read_content(nghttp2_session *ng, int32_t id, uint8_t *buf, size_t max,
-             uint32_t *flags, nghttp2_data_source *source, void *arg)
-{
-    struct stream *s = source->ptr;
-    struct packed *tail = NULL;
-    ssize_t n;
-
-    (void)buf, (void)arg;
-    pthread_mutex_lock(&s->hub->lock);
-    n = (ssize_t)(s->out.len < max ? s->out.len : max);
-    if (n == 0 && !s->out_end) {
-        s->deferred = true;
-        n = NGHTTP2_ERR_DEFERRED;
-    } else if ((size_t)n == s->out.len && s->out_end) {
-        *flags |= NGHTTP2_DATA_FLAG_EOF;
-        tail = s->out_tail;
-    }
-    pthread_mutex_unlock(&s->hub->lock);
-    if (n > 0)
-        *flags |= NGHTTP2_DATA_FLAG_NO_COPY;
-    if (tail != NULL) {
-        nghttp2_nv few[NV_MAX], *nv = nv_of(tail, few);
-
-        if (nv != NULL && nghttp2_submit_trailer(ng, id, nv, tail->n) == 0)
-            *flags |= NGHTTP2_DATA_FLAG_NO_END_STREAM;
-        if (nv != few)
-            free(nv);
-    }
-    return n;
-}
-
-/* One DATA frame, from the stream into what is to be sent. */
-static int
-send_content(nghttp2_session *ng, nghttp2_frame *frame, const uint8_t *hd,
-             size_t len, nghttp2_data_source *source, void *arg)
-{
-    struct h2 *h = arg;
-    struct stream *s = source->ptr;
-    bool good;
-
-    (void)ng, (void)frame;
-    pthread_mutex_lock(&s->hub->lock);
-    /* Broken meanwhile: its bytes are gone, and so is its user. */
-    good = s->out.len >= len && store_add(&h->out, hd, 9) &&
-           store_add(&h->out, s->out.at + s->out.start, len);
-    if (good) {
-        s->out.start += len;
-        s->out.len -= len;
-        if (s->out.len == 0) {
-            s->out.start = 0;
-            stream_tell(s); /* there is room again */
-        }
-    }
-    pthread_mutex_unlock(&s->hub->lock);
-    s->moved_at = h->now;
-    calm_earn(&h->calm, len);
-    return good ? 0 : NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
-}
-
-/* ---- what goes: heads, and all else that a user calls for ---------------- */
-
-static void
-send_head(struct h2 *h, struct stream *s, const struct packed *p, bool ends)
-{
-    nghttp2_data_provider content = {{.ptr = s}, read_content};
-    nghttp2_nv few[NV_MAX], *nv = nv_of(p, few);
-    bool interim = p->status / 100 == 1 && p->status != 101;
-    int32_t rc = NGHTTP2_ERR_NOMEM;
-
-    if (nv != NULL && p->status == 0) {
-        rc = nghttp2_submit_request(h->ng, NULL, nv, p->n,
-                                    ends ? NULL : &content, s);
-        if (rc >= 0)
-            s->id = rc;
-        else
-            stream_break(s, WHY_UNPROCESSED, "open a stream", rc,
-                         nghttp2_strerror);
-    } else if (nv != NULL && interim) {
-        rc = nghttp2_submit_headers(h->ng, NGHTTP2_FLAG_NONE, (int32_t)s->id,
-                                    NULL, nv, p->n, NULL);
-    } else if (nv != NULL) {
-        s->answered = true;
-        rc = nghttp2_submit_response(h->ng, (int32_t)s->id, nv, p->n,
-                                     ends ? NULL : &content);
-    }
-    if (rc < 0)
-        reset(h, s, NGHTTP2_INTERNAL_ERROR);
-    s->moved_at = h->now;
-    if (nv != few)
-        free(nv);
-}
-
-/* RFC 9113 sections 7 and 8.5. */
-static uint32_t
-abort_code(const struct h2 *h, const struct stream *s, enum why why)
-{
-    if (h->side == SIDE_ORIGIN)
-        return NGHTTP2_CANCEL;
-    if (s->connect && (s->answered || why == WHY_CUT))
-        return NGHTTP2_CONNECT_ERROR;
-    return why == WHY_OVER ? NGHTTP2_CANCEL : NGHTTP2_INTERNAL_ERROR;
-}
-
-/* An origin that was silent for long may be gone without a word: ask first.
- * True: the stream waits for the answer. */
-static bool
-hold(struct h2 *h, struct stream *s)
-{
-    if (h->ping_at == 0 && h->now - h->heard_at < SILENT_MS)
-        return false;
-    if (h->ping_at == 0) {
-        nghttp2_submit_ping(h->ng, NGHTTP2_FLAG_NONE, NULL);
-        h->ping_at = h->now;
-    }
-    s->held = true;
-    s->next_own = h->held;
-    h->held = s;
-    return true;
-}
-
-/* Client role: a stream's first call is its request.  False: that is all. */
-static bool
-open_stream(struct h2 *h, struct stream *s, const struct call *c)
-{
-    bool over = c->done || c->aborted;
-
-    if (s->held)
-        return false; /* it is looked at again when it is let go on */
-    if (!over && (s->sending == NULL || hold(h, s)))
-        return false;
-    list_add(h, s);
-    s->submitted = true;
-    if (over && s->sending == NULL)
-        s->closed = true; /* it never was */
-    return true;
-}
-
-static void
-send_heads(struct h2 *h, struct stream *s, const struct call *c)
-{
-    struct packed *p;
-
-    while ((p = s->sending) != NULL) {
-        s->sending = p->next;
-        if (!s->closed)
-            send_head(h, s, p,
-                      p->next == NULL && c->end && !c->content && !c->tail);
-        free(p);
-    }
-}
-
-/* The user has read so much: the peer may send it again. */
-static void
-give_credit(struct h2 *h, struct stream *s, size_t credit)
-{
-    if (credit == 0)
-        return;
-    if (s->closed)
-        nghttp2_session_consume_connection(h->ng, credit);
-    else
-        nghttp2_session_consume(h->ng, (int32_t)s->id, credit);
-}
-
-/* Does what its user did, or left, want a reset? */
-static void
-end_stream(struct h2 *h, struct stream *s, const struct call *c)
-{
-    bool left = c->aborted || c->done;
-    bool over = s->connect && c->end && s->remote_end && !c->aborted;
-
-    if (h->side == SIDE_ORIGIN && left && !c->unwanted && !over)
-        reset(h, s, NGHTTP2_CANCEL); /* over: it closes by itself */
-    else if (h->side == SIDE_CLIENT && left && !(c->end && s->answered))
-        reset(h, s, abort_code(h, s, c->aborted ? c->why : WHY_CUT));
-}
-
-/* Do what a stream's user called for.  The stream may be gone afterwards. */
-static void
-serve_call(struct h2 *h, struct stream *s, const struct call *c)
-{
-    if (h->side == SIDE_ORIGIN && !s->submitted && !open_stream(h, s, c))
-        return;
-    s->seen_done = c->done;
-    s->seen_over = c->done || c->aborted || c->unwanted;
-    h->early |= s->seen_over && s->local_end && !s->remote_end;
-    if (s->id < 0 && (c->aborted || c->done))
-        s->closed = true; /* nothing of it was sent */
-    send_heads(h, s, c);
-    if (s->deferred && (c->content || c->end) && !s->closed) {
-        s->deferred = false;
-        s->moved_at = h->now;
-        nghttp2_session_resume_data(h->ng, (int32_t)s->id);
-    }
-    give_credit(h, s, c->credit);
-    if (!s->closed)
-        end_stream(h, s, c);
-    if (c->serve != NULL)
-        c->serve(c->serve_arg, &h->fibers);
-    if (s->closed && c->done)
-        let_go(h, s);
-}
-
-static void
-serve_calls(struct h2 *h)
-{
-    struct stream *s;
-    struct call c;
-
-    for (int n = 0; n < CALLS && (s = hub_take(&h->hub, &c)) != NULL; n++)
-        serve_call(h, s, &c);
-}
-
-/* What was held until the origin gave a sign of life. */
-static void
-let_held_go(struct h2 *h)
-{
-    struct stream *s = h->held, *next;
-
-    h->held = NULL;
-    h->ping_at = 0;
-    for (; s != NULL; s = next) {
-        struct call c;
-
-        next = s->next_own;
-        s->held = false;
-        stream_call(s, &c);
-        serve_call(h, s, &c);
-    }
 }
 
 /* The requests that came in the last read, in their order, each with what is
@@ -825,7 +133,7 @@ begin_fresh(struct h2 *h)
     for (; s != NULL; s = next) {
         next = s->next_own;
         if (!h->user.begin(h->user.arg, s, &h->fibers))
-            refuse(h, (int32_t)s->id, NGHTTP2_REFUSED_STREAM);
+            h2_refuse(h, (int32_t)s->id, NGHTTP2_REFUSED_STREAM);
     }
 }
 
@@ -838,19 +146,20 @@ judge_library(struct h2 *h, int rc)
 {
     switch (rc) {
     case NGHTTP2_ERR_FLOODED:
-        give_up(h, NGHTTP2_ENHANCE_YOUR_CALM, "flood of frames");
+        h2_give_up(h, NGHTTP2_ENHANCE_YOUR_CALM, "flood of frames");
         break;
     case NGHTTP2_ERR_TOO_MANY_CONTINUATIONS:
-        give_up(h, NGHTTP2_ENHANCE_YOUR_CALM, "too many CONTINUATION frames");
+        h2_give_up(h, NGHTTP2_ENHANCE_YOUR_CALM,
+                   "too many CONTINUATION frames");
         break;
     case NGHTTP2_ERR_BAD_CLIENT_MAGIC:
-        give_up(h, NGHTTP2_PROTOCOL_ERROR, "bad connection preface");
+        h2_give_up(h, NGHTTP2_PROTOCOL_ERROR, "bad connection preface");
         break;
     case NGHTTP2_ERR_NOMEM:
-        give_up(h, NGHTTP2_INTERNAL_ERROR, "out of memory");
+        h2_give_up(h, NGHTTP2_INTERNAL_ERROR, "out of memory");
         break;
     default:
-        give_up(h, NGHTTP2_PROTOCOL_ERROR, "protocol broken");
+        h2_give_up(h, NGHTTP2_PROTOCOL_ERROR, "protocol broken");
         break;
     }
 }
@@ -877,6 +186,8 @@ receive(struct h2 *h, struct fail *f)
 {
     enum why why = end_ahead(h->end).len > 0 ? WHY_NONE : WHY_MORE, last;
 
+    if (h->quiet && why == WHY_MORE)
+        return WHY_MORE;
     digest(h);
     for (int i = 0; i < READS && h->cause == NULL; i++) {
         last = end_fill(h->end, END_BUF_BULK, f);
@@ -888,10 +199,12 @@ receive(struct h2 *h, struct fail *f)
         }
         digest(h);
         why = WHY_NONE;
+        if (h->end->drained && !end_pending(h->end))
+            break;
     }
     begin_fresh(h);
     if (why == WHY_NONE && h->held != NULL)
-        let_held_go(h);
+        h2_let_held_go(h);
     return why;
 }
 
@@ -907,7 +220,7 @@ gather(struct h2 *h)
         if (n == 0)
             break;
         if (n < 0 || !store_add(&h->out, at, (size_t)n)) {
-            give_up(h, NGHTTP2_INTERNAL_ERROR, "out of memory");
+            h2_give_up(h, NGHTTP2_INTERNAL_ERROR, "out of memory");
             return false;
         }
     }
@@ -950,8 +263,8 @@ end_stalled(struct h2 *h)
     for (struct stream *s = h->all; s != NULL; s = s->next) {
         bool waits;
 
-        if (is_early(h, s) && h->now - s->moved_at >= UNHEARD_MS)
-            reset(h, s, NGHTTP2_NO_ERROR);
+        if (h2_is_early(h, s) && h->now - s->moved_at >= UNHEARD_MS)
+            h2_reset(h, s, NGHTTP2_NO_ERROR);
         /* One that the library waits for is not held up by the peer. */
         if (s->closed || s->local_end || s->deferred ||
             h->now - s->moved_at < h->stall_ms)
@@ -960,8 +273,27 @@ end_stalled(struct h2 *h)
         waits = s->out.len > 0 || (s->out_end && s->answered);
         pthread_mutex_unlock(&h->hub.lock);
         if (waits)
-            reset(h, s, NGHTTP2_CANCEL);
+            h2_reset(h, s, NGHTTP2_CANCEL);
     }
+}
+
+void
+h2_leave(struct h2 *h)
+{
+    pthread_mutex_lock(&h->hub.lock);
+    h->leaving = true;
+    pthread_mutex_unlock(&h->hub.lock);
+}
+
+static bool
+is_leaving(struct h2 *h)
+{
+    bool leaving;
+
+    pthread_mutex_lock(&h->hub.lock);
+    leaving = h->leaving;
+    pthread_mutex_unlock(&h->hub.lock);
+    return leaving;
 }
 
 /* Tell the peer that no more streams are welcome; those that are go on. */
@@ -971,7 +303,7 @@ say_goodbye(struct h2 *h)
     if (h->said_goodbye)
         return;
     h->said_goodbye = true;
-    leave(h);
+    h2_leave(h);
     if (h->side == SIDE_CLIENT)
         nghttp2_submit_goaway(h->ng, NGHTTP2_FLAG_NONE,
                               nghttp2_session_get_last_proc_stream_id(h->ng),
@@ -1008,7 +340,7 @@ tick(struct h2 *h, struct fail *f)
     end_stalled(h);
     give_back(h);
     if (h->block_from != 0 && h->now - h->block_from >= h->head_ms)
-        give_up(h, NGHTTP2_ENHANCE_YOUR_CALM, "unfinished header block");
+        h2_give_up(h, NGHTTP2_ENHANCE_YOUR_CALM, "unfinished header block");
     if (h->blocked_at != 0 && h->now - h->blocked_at >= h->idle_ms)
         return fail_own(f, h->side, WHY_IDLE, "write");
     if (h->ping_at != 0 && h->now - h->ping_at >= PING_MS)
@@ -1043,12 +375,14 @@ sleep_until_news(struct h2 *h, int ms)
         {.fd = h->end->fd, .events = (short)(POLLIN | (unsent ? POLLOUT : 0))},
         {.fd = h->hub.wake_fd, .events = POLLIN}};
 
+    h->quiet = false;
     if (end_pending(h->end) || !hub_sleep(&h->hub))
         return;
     if (h->fibers.n > 0)
         fibers_poll(&h->fibers, p, 2, ms);
     else
         (void)poll(p, 2, ms);
+    h->quiet = (p[0].revents & ~POLLOUT) == 0;
     hub_awake(&h->hub);
 }
 
@@ -1088,7 +422,7 @@ break_all(struct h2 *h, const struct fail *f)
     for (s = h->held; s != NULL; s = next) {
         next = s->next_own;
         s->held = s->submitted = s->closed = true;
-        list_add(h, s);
+        h2_add(h, s);
         stream_break(s, WHY_UNPROCESSED, "session ended", 0, NULL);
     }
     h->held = NULL;
@@ -1102,15 +436,15 @@ break_all(struct h2 *h, const struct fail *f)
     do
         while ((s = hub_take(&h->hub, &c)) != NULL) {
             if (s->prev == NULL && h->all != s) { /* its first call */
-                list_add(h, s);
+                h2_add(h, s);
                 s->submitted = s->closed = true;
                 stream_break(s, WHY_UNPROCESSED, "session ended", 0, NULL);
             }
-            serve_call(h, s, &c);
+            h2_serve_call(h, s, &c);
         }
     while (fibers_leave(h) || !hub_wait_left(&h->hub));
     while (h->all != NULL)
-        let_go(h, h->all);
+        h2_let_go(h, h->all);
 }
 
 /* One turn.  WHY_NONE: another; WHY_MORE: idle for linger_ms. */
@@ -1129,7 +463,7 @@ turn(struct h2 *h, int linger_ms, struct fail *f)
     if (why != WHY_NONE && why != WHY_MORE)
         return why;
     fibers_run(&h->fibers);
-    serve_calls(h);
+    h2_serve_calls(h);
     if (h->now >= h->tick_at) {
         enum why late = tick(h, f);
 
@@ -1141,7 +475,7 @@ turn(struct h2 *h, int linger_ms, struct fail *f)
         enum why sent = transmit(h, f);
 
         if (sent == WHY_NONE && h->early) {
-            ask_early(h);
+            h2_ask_early(h);
             sent = transmit(h, f);
         }
         if (sent != WHY_NONE)
@@ -1150,7 +484,7 @@ turn(struct h2 *h, int linger_ms, struct fail *f)
     if (h->cause != NULL) { /* transmit may have found it */
         say_why(h);
         return fail_note(f, h->side, WHY_PROTO, h->cause, (int)h->code,
-                         code_text);
+                         h2_code_text);
     }
     if (!nghttp2_session_want_read(h->ng) &&
         !nghttp2_session_want_write(h->ng) && h->out.len == 0 &&
@@ -1178,17 +512,8 @@ callbacks_new(void)
 
     if (nghttp2_session_callbacks_new(&c) != 0)
         return NULL;
-    nghttp2_session_callbacks_set_on_begin_frame_callback(c, on_begin_frame);
-    nghttp2_session_callbacks_set_on_begin_headers_callback(c,
-                                                            on_begin_headers);
-    nghttp2_session_callbacks_set_on_header_callback(c, on_header);
-    nghttp2_session_callbacks_set_on_invalid_header_callback(c,
-                                                             on_invalid_header);
-    nghttp2_session_callbacks_set_on_frame_recv_callback(c, on_frame_recv);
-    nghttp2_session_callbacks_set_on_data_chunk_recv_callback(c, on_data);
-    nghttp2_session_callbacks_set_on_stream_close_callback(c, on_stream_close);
-    nghttp2_session_callbacks_set_on_frame_send_callback(c, on_frame_send);
-    nghttp2_session_callbacks_set_send_data_callback(c, send_content);
+    h2read_callbacks(c);
+    h2write_callbacks(c);
     return c;
 }
 
@@ -1201,7 +526,7 @@ option_new(void)
     if (nghttp2_option_new(&o) != 0)
         return NULL;
     nghttp2_option_set_no_auto_window_update(o, 1);
-    nghttp2_option_set_max_continuations(o, CONTINUATIONS);
+    nghttp2_option_set_max_continuations(o, H2_CONTINUATIONS);
     nghttp2_option_set_stream_reset_rate_limit(o, 1 << 30, 1 << 30);
     return o;
 }
@@ -1328,6 +653,7 @@ h2_run(struct h2 *h, int linger_ms, struct fail *f)
     enum why why;
 
     h->end->no_wait = true;
+    h->quiet = false;
     h->idle_from = 0;
     do {
         while ((why = turn(h, linger_ms, f)) == WHY_NONE)

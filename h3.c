@@ -70,6 +70,7 @@ struct lane { /* what the owner keeps of a request's stream */
     struct chunk *sent, *last_sent;
     size_t unacked;   /* bytes of sent */
     bool choked;      /* too many: the library shall not ask */
+    bool stopped;     /* the peer was asked to send no more */
     int64_t begun_at; /* ms */
     struct lane *next, *prev;
 };
@@ -94,9 +95,9 @@ struct h3 {
     struct store in, grams;
     char *buf; /* client role: READ_MAX bytes of datagrams */
     char gram[GRAM_MAX];
-    struct stream *gram_to; /* who got the last one */
-    char
-        settings[SETTINGS_MAX]; /* client role: how the control stream begins */
+    struct stream *gram_to;      /* who got the last one */
+    char settings[SETTINGS_MAX]; /* client role: how the peer's control stream
+                                    begins */
     size_t n_settings;
     bool takes_connect; /* what they say */
     struct calm calm;
@@ -177,6 +178,16 @@ spend(struct h3 *h, enum calm_kind kind, int n, const char *cause)
 }
 
 /* ---- lanes and streams --------------------------------------------------- */
+
+static struct lane *
+lane_find(struct h3 *h, int64_t id)
+{
+    struct lane *l = h->lanes;
+
+    while (l != NULL && l->id != id)
+        l = l->next;
+    return l;
+}
 
 static struct lane *
 lane_new(struct h3 *h, int64_t id)
@@ -305,6 +316,10 @@ let_go(struct h3 *h, struct stream *s)
 static void
 stop_reading(struct h3 *h, int64_t id, uint64_t code)
 {
+    struct lane *l = lane_find(h, id);
+
+    if (l != NULL)
+        l->stopped = true;
     quic_stop(h->quic, id, code);
     (void)nghttp3_conn_shutdown_stream_read(h->ng, id);
 }
@@ -991,16 +1006,6 @@ is_request(int64_t id)
     return (id & 3) == 0; /* RFC 9000 section 2.1: a client's, both ways */
 }
 
-static struct lane *
-lane_find(struct h3 *h, int64_t id)
-{
-    struct lane *l = h->lanes;
-
-    while (l != NULL && l->id != id)
-        l = l->next;
-    return l;
-}
-
 /* Frames that ask for nothing (RFC 9114 section 10.5). */
 static bool
 is_calm(struct h3 *h, int64_t id, const uint8_t *at, size_t len)
@@ -1129,8 +1134,8 @@ quic_cut_off(void *arg, int64_t id, uint64_t code)
                          ? WHY_UNPROCESSED
                          : WHY_CUT,
                      "stream reset", (int)code, code_text);
-    if (h->side == SIDE_ORIGIN)
-        return true;
+    if (h->side == SIDE_ORIGIN || (l != NULL && l->stopped))
+        return true; /* RFC 9000 section 3.5: what we have asked for */
     return spend(h, CALM_RESETS, 1, "too many stream resets") == 0;
 }
 

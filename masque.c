@@ -6,14 +6,19 @@
  * a context in front: 0 means the content of a UDP packet, and there is no
  * other that we know.
  *
+ * HTTP/3 has datagrams of its own; then capsules are for peers who want none.
+ *
  * Nothing waits here for room.  What the socket to the target does not take is
  * dropped and counted; what the client's connection does not take makes the
  * kernel drop what comes next, and that is counted, too.
  *
+ * What is inside may be a QUIC connection that is ours to look into (nested.c).
+ *
  * Follows  RFC 9298, RFC 9297.
  * Owns     the socket to the target, the buffers of both directions.
  * Threads  a worker enters by masque_run() and carries up; its twin carries
- *          down.
+ *          down.  Datagrams of HTTP/3 are carried up by their session's owner,
+ *          and connections inside send down from their owners' threads.
  * Blocks   as long as the tunnel lives.
  */
 #include <arpa/inet.h>
@@ -23,6 +28,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "proxy.h"
@@ -32,12 +38,14 @@ enum {
     LOOK_MS = 1000, /* how often one who waits looks around */
     FRONT = 16,     /* room for a capsule's head and the context */
     SLOT = FRONT + UDP_MAX + 1,
-    RECEIVE = 1 << 20, /* bytes: what the target may send ahead of us */
+    RECEIVE = 1 << 20,   /* bytes: what the target may send ahead of us */
+    GRAM_MAX = 2048,     /* a datagram of HTTP/3 */
+    INNER_MAX = 1 << 18, /* bytes that connections inside may send ahead */
 };
 
 static const char template[] = "/.well-known/masque/udp/";
 
-struct way { /* one direction; either pump reads it after the join */
+struct way { /* what went one way */
     uint64_t bytes, datagrams, dropped;
     struct fail fail;
 };
@@ -51,12 +59,23 @@ struct masque {
     int64_t from_us;
     int idle_ms;
     struct tunnel_side side;
-    /* either pump, at any time */
+    struct stream *stream; /* HTTP/3, for its datagrams; else NULL */
+    int wake_fd;           /* an eventfd: something is in `inner` */
+    /* any thread */
     atomic_bool stop;
     atomic_llong moved_at;
-    struct way *first; /* who set `stop`; read after the join */
-    /* one pump each */
-    struct way up, down;
+    atomic_bool opaque; /* nested has nothing to say any more */
+    struct way *first;  /* who set `stop`; read after the join */
+    /* needs lock: what comes from the client, as long as it is not opaque */
+    pthread_mutex_t lock;
+    struct nested *nested; /* NULL: opaque from the start */
+    struct way passed;     /* up, after it had to wait there */
+    /* needs down_lock: what connections inside send */
+    pthread_mutex_t down_lock;
+    struct store inner; /* capsules */
+    struct way inner_down;
+    /* the worker's, the session's owner's, the twin's */
+    struct way up, heard, down;
     struct capsules capsules;
     int n_batch;
     struct mmsghdr batch[BATCH];
@@ -204,7 +223,9 @@ masque_open(struct client *c, struct head *req, struct fail *f)
         return NULL;
     }
     m->client = c;
-    m->fd = -1;
+    m->fd = m->wake_fd = -1;
+    pthread_mutex_init(&m->lock, NULL);
+    pthread_mutex_init(&m->down_lock, NULL);
     m->from_us = now_us();
     m->took = (struct clock_marks){-1, -1, -1};
     m->idle_ms = c->conf->udp_idle_s * 1000;
@@ -213,6 +234,9 @@ masque_open(struct client *c, struct head *req, struct fail *f)
     else if ((why = judge(m, req, &what, f)) == WHY_NONE)
         why = dial_udp(c, m->target.host, m->target.port, what, &m->fd, m->addr,
                        &m->took, f);
+    if (why == WHY_NONE &&
+        (m->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
+        why = fail_sys(f, SIDE_WEIR, "UDP tunnel", errno);
     if (why != WHY_NONE) {
         masque_free(m);
         return NULL;
@@ -232,7 +256,12 @@ masque_free(struct masque *m)
     atomic_fetch_sub(&m->client->weir->n_udp_tunnels, 1);
     if (m->fd >= 0)
         close(m->fd);
+    if (m->wake_fd >= 0)
+        close(m->wake_fd);
     capsules_clear(&m->capsules);
+    store_clear(&m->inner);
+    pthread_mutex_destroy(&m->lock);
+    pthread_mutex_destroy(&m->down_lock);
     free(m);
 }
 
@@ -274,9 +303,9 @@ finish(struct masque *m, struct way *way, enum why why)
     if (atomic_exchange(&m->stop, true))
         return;
     m->first = way;
-    if (way == &m->up) /* the other sleeps in poll(2) */
+    if (way != &m->down) /* the twin sleeps in poll(2) */
         shutdown(m->fd, SHUT_RDWR);
-    else if (why != WHY_NONE)
+    if (way != &m->up && why != WHY_NONE) /* the worker waits for the client */
         side_cut(&m->side);
 }
 
@@ -288,57 +317,132 @@ is_final(int code)
            code == ENETUNREACH || code == EPIPE || code == EBADF;
 }
 
-/* ---- up: capsules to packets --------------------------------------------- */
+/* ---- up: datagrams to packets -------------------------------------------- */
 
-/* Send what was gathered.  What the socket does not take is lost. */
+/* Send them to the target.  What the socket does not take is lost. */
 static enum why
-batch_send(struct masque *m)
+send_all(struct masque *m, struct way *way, struct mmsghdr *all, int n_all)
 {
-    int done = 0;
-
-    while (done < m->n_batch) {
-        int n = sendmmsg(m->fd, m->batch + done, (unsigned)(m->n_batch - done),
+    for (int done = 0; done < n_all;) {
+        int n = sendmmsg(m->fd, all + done, (unsigned)(n_all - done),
                          MSG_DONTWAIT | MSG_NOSIGNAL);
 
         for (int i = 0; i < n; i++)
-            m->up.bytes += m->pieces[done + i].iov_len;
+            way->bytes += all[done + i].msg_hdr.msg_iov->iov_len;
         if (n > 0) {
-            m->up.datagrams += (uint64_t)n;
+            way->datagrams += (uint64_t)n;
             done += n;
         } else if (errno != EINTR && is_final(errno)) {
             return atomic_load(&m->stop)
                        ? WHY_OVER
-                       : fail_sys(&m->up.fail, SIDE_ORIGIN, "send", errno);
+                       : fail_sys(&way->fail, SIDE_ORIGIN, "send", errno);
         } else if (errno != EINTR) {
-            m->up.dropped++;
+            way->dropped++;
             done++;
         }
     }
-    m->n_batch = 0;
     return WHY_NONE;
 }
 
-/* One datagram as it lies in its capsule: the context, then the content. */
+/* What nested.c had kept, and does not want.  Its sender gets the failure of
+ * what comes next. */
+static void
+pass_on(void *arg, const void *at, size_t len)
+{
+    struct masque *m = arg;
+
+    if (send(m->fd, at, len, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
+        m->passed.dropped++;
+        return;
+    }
+    m->passed.datagrams++;
+    m->passed.bytes += len;
+}
+
+/* To whom they are for: the target, or a connection inside. */
 static enum why
-batch_add(struct masque *m, struct span value)
+carry_packets(struct masque *m, struct way *way, struct mmsghdr *all, int n)
+{
+    int i = 0;
+
+    if (!atomic_load(&m->opaque)) {
+        pthread_mutex_lock(&m->lock);
+        for (; i < n; i++) {
+            const struct iovec *piece = all[i].msg_hdr.msg_iov;
+
+            if (!nested_put(m->nested, piece->iov_base, piece->iov_len))
+                break;
+            way->bytes += piece->iov_len;
+            way->datagrams++;
+        }
+        if (i < n)
+            atomic_store(&m->opaque, true);
+        pthread_mutex_unlock(&m->lock);
+    }
+    return i < n ? send_all(m, way, all + i, n - i) : WHY_NONE;
+}
+
+static enum why
+batch_send(struct masque *m)
+{
+    enum why why = carry_packets(m, &m->up, m->batch, m->n_batch);
+
+    m->n_batch = 0;
+    return why;
+}
+
+/* The content of a datagram, without its context.  WHY_MORE: it is in one that
+ * we do not know (RFC 9298 section 4: dropped silently). */
+static enum why
+unwrap(struct way *way, struct span value, struct iovec *content)
 {
     uint64_t context;
     size_t n = varint_parse(value.at, value.len, &context);
 
     if (n == 0)
-        return fail_own(&m->up.fail, SIDE_CLIENT, WHY_PROTO,
+        return fail_own(&way->fail, SIDE_CLIENT, WHY_PROTO,
                         "datagram without a context");
     if (context != 0)
-        return WHY_NONE; /* RFC 9298 section 4: dropped silently */
+        return WHY_MORE;
     if (value.len - n > UDP_MAX)
-        return fail_own(&m->up.fail, SIDE_CLIENT, WHY_PROTO,
+        return fail_own(&way->fail, SIDE_CLIENT, WHY_PROTO,
                         "datagram longer than UDP's");
-    m->pieces[m->n_batch] =
-        (struct iovec){(void *)(value.at + n), value.len - n};
-    m->batch[m->n_batch].msg_hdr =
-        (struct msghdr){.msg_iov = &m->pieces[m->n_batch], .msg_iovlen = 1};
-    m->n_batch++;
+    *content = (struct iovec){(void *)(value.at + n), value.len - n};
     return WHY_NONE;
+}
+
+/* A datagram of HTTP/3.  The session's owner calls. */
+static void
+hear(void *arg, const void *at, size_t len)
+{
+    struct masque *m = arg;
+    struct iovec content;
+    struct mmsghdr one = {.msg_hdr = {.msg_iov = &content, .msg_iovlen = 1}};
+    enum why why;
+
+    if (atomic_load(&m->stop))
+        return;
+    moved(m);
+    why = unwrap(&m->heard, (struct span){at, len}, &content);
+    if (why == WHY_NONE)
+        why = carry_packets(m, &m->heard, &one, 1);
+    if (why != WHY_NONE && why != WHY_MORE && why != WHY_OVER)
+        finish(m, &m->heard, why);
+}
+
+/* One as it lies in its capsule. */
+static enum why
+batch_add(struct masque *m, struct span value)
+{
+    struct iovec *content = &m->pieces[m->n_batch];
+    enum why why = unwrap(&m->up, value, content);
+
+    if (why == WHY_MORE)
+        return WHY_NONE;
+    if (why == WHY_NONE)
+        m->batch[m->n_batch++].msg_hdr =
+            (struct msghdr){.msg_iov = content, .msg_iovlen = 1};
+    return why;
 }
 
 /* A datagram that is too long begins like this: nobody may send one in context
@@ -380,38 +484,10 @@ carry_up(struct masque *m, struct span got)
     return why == WHY_MORE ? batch_send(m) : why;
 }
 
-/* What has come, waiting for it until the tunnel has been idle for too long.
- * WHY_NONE: *got, until the next call. */
-static enum why
-read_up(struct masque *m, size_t *taken, struct span *got)
+static bool
+is_quiet(struct masque *m)
 {
-    struct tunnel_side *s = &m->side;
-    int wait_ms = m->idle_ms;
-    enum why why;
-
-    for (;;) {
-        int64_t idle;
-
-        if (s->end != NULL) {
-            end_consume(s->end, *taken);
-            *taken = 0;
-            s->end->idle_ms = wait_ms;
-            why = end_ahead(s->end).len > 0
-                      ? WHY_NONE
-                      : end_fill(s->end, END_BUF_BULK, &m->up.fail);
-            *got = end_ahead(s->end);
-            *taken = got->len;
-        } else {
-            s->http->idle_ms = wait_ms;
-            why = s->http->ops->read_body(s->http, got, &m->up.fail);
-        }
-        idle = now_ms() - atomic_load(&m->moved_at);
-        if (why != WHY_IDLE || m->up.fail.side != SIDE_CLIENT ||
-            idle >= m->idle_ms)
-            return why;
-        m->up.fail = (struct fail){0}; /* the other direction moves */
-        wait_ms = m->idle_ms - (int)idle;
-    }
+    return now_ms() - atomic_load(&m->moved_at) >= m->idle_ms;
 }
 
 /* Asked while nothing comes. */
@@ -420,7 +496,32 @@ is_over(void *arg)
 {
     struct masque *m = arg;
 
-    return atomic_load(&m->client->weir->stopping);
+    return atomic_load(&m->client->weir->stopping) || is_quiet(m);
+}
+
+/* What has come.  WHY_NONE: *got, until the next call; *taken of it was used.
+ */
+static enum why
+read_up(struct masque *m, size_t *taken, struct span *got)
+{
+    struct end *end = m->side.end;
+    struct http *http = m->side.http;
+    enum why why = WHY_NONE;
+
+    for (;;) {
+        if (end != NULL) {
+            end_consume(end, *taken);
+            if (end_ahead(end).len == 0)
+                why = end_fill(end, END_BUF_BULK, &m->up.fail);
+            *got = end_ahead(end);
+            *taken = got->len;
+        } else {
+            why = http->ops->read_body(http, got, &m->up.fail);
+        }
+        if (why != WHY_IDLE || m->up.fail.side != SIDE_CLIENT || is_quiet(m))
+            return why;
+        m->up.fail = (struct fail){0}; /* the other direction moves */
+    }
 }
 
 static void
@@ -435,9 +536,12 @@ up_run(struct masque *m)
         if ((why = carry_up(m, got)) != WHY_NONE)
             break;
     }
-    if (why == WHY_OVER || atomic_load(&m->client->weir->stopping)) {
+    if (atomic_load(&m->client->weir->stopping)) {
         m->up.fail = (struct fail){0};
         fail_own(&m->up.fail, SIDE_WEIR, WHY_DRAIN, "tunnel");
+    } else if (why == WHY_OVER && is_quiet(m)) {
+        m->up.fail = (struct fail){0};
+        fail_own(&m->up.fail, SIDE_CLIENT, WHY_IDLE, "tunnel");
     } else if (why == WHY_EOF && !capsule_between(&m->capsules)) {
         fail_own(&m->up.fail, SIDE_CLIENT, WHY_CUT, "read capsule");
     }
@@ -492,16 +596,26 @@ wrap(char *slot, size_t len)
     char head[CAPSULE_HEAD + 1];
     size_t n = capsule_put_datagram(head, len + 1);
 
-    head[n++] = 0; /* the context */
+    head[n++] = 0; /* the context, once more */
     assert(n <= FRONT);
     memcpy(slot + FRONT - n, head, n);
     return (struct iovec){slot + FRONT - n, n + len};
+}
+
+/* Does the client take datagrams of HTTP/3?  It says so in its settings, which
+ * may be later than its request. */
+static bool
+says(struct masque *m)
+{
+    return m->stream != NULL && stream_say_max(m->stream) > 0;
 }
 
 /* Packets that are here, to the client. */
 static enum why
 carry_down(struct masque *m, struct slots *s)
 {
+    bool say = says(m);
+    struct way *way = &m->down;
     int n;
 
     slots_reset(s);
@@ -509,17 +623,77 @@ carry_down(struct masque *m, struct slots *s)
     if (atomic_load(&m->stop))
         return WHY_OVER;
     if (n < 0)
-        return errno == EAGAIN || errno == EINTR || !is_final(errno)
+        return !is_final(errno)
                    ? WHY_NONE
-                   : fail_sys(&m->down.fail, SIDE_ORIGIN, "receive", errno);
+                   : fail_sys(&way->fail, SIDE_ORIGIN, "receive", errno);
     for (int i = 0; i < n; i++) {
-        m->down.dropped += lost_before(s, &s->msgs[i].msg_hdr);
-        m->down.bytes += s->msgs[i].msg_len;
-        s->out[i] = wrap(s->at[i], s->msgs[i].msg_len);
+        char *slot = s->at[i];
+        size_t len = s->msgs[i].msg_len;
+
+        way->dropped += lost_before(s, &s->msgs[i].msg_hdr);
+        slot[FRONT - 1] = 0; /* the context */
+        /* RFC 9298 section 6.1: what does not fit must not come as a capsule,
+         * or the peer would never find out. */
+        if (say && !stream_say(m->stream, slot + FRONT - 1, len + 1)) {
+            way->dropped++;
+            continue;
+        }
+        s->out[i] = wrap(slot, len);
+        way->bytes += len;
+        way->datagrams++;
     }
-    m->down.datagrams += (uint64_t)n;
     moved(m);
-    return side_write(&m->side, s->out, n, &m->down.fail);
+    return say ? WHY_NONE : side_write(&m->side, s->out, n, &way->fail);
+}
+
+/* A connection inside has a packet for the client. */
+static void
+inner_send(void *arg, const void *at, size_t len)
+{
+    struct masque *m = arg;
+    char slot[FRONT + GRAM_MAX];
+    struct iovec whole;
+    uint64_t one = 1;
+    bool good = len <= GRAM_MAX;
+
+    if (!good)
+        return;
+    memcpy(slot + FRONT, at, len);
+    slot[FRONT - 1] = 0;
+    whole = wrap(slot, len);
+    pthread_mutex_lock(&m->down_lock);
+    if (says(m))
+        good = stream_say(m->stream, slot + FRONT - 1, len + 1);
+    else
+        good = m->inner.len + whole.iov_len <= INNER_MAX &&
+               store_add(&m->inner, whole.iov_base, whole.iov_len);
+    m->inner_down.bytes += good ? len : 0;
+    m->inner_down.datagrams += good;
+    m->inner_down.dropped += !good;
+    pthread_mutex_unlock(&m->down_lock);
+    moved(m);
+    if (write(m->wake_fd, &one, sizeof one) < 0)
+        assert(errno == EAGAIN);
+}
+
+/* What they have sent. */
+static enum why
+carry_inner(struct masque *m, struct store *buf)
+{
+    struct store was = *buf;
+    struct iovec whole;
+    uint64_t count;
+
+    if (read(m->wake_fd, &count, sizeof count) < 0)
+        return WHY_NONE;
+    pthread_mutex_lock(&m->down_lock);
+    *buf = m->inner;
+    m->inner = was;
+    m->inner.start = m->inner.len = 0;
+    pthread_mutex_unlock(&m->down_lock);
+    whole = (struct iovec){buf->at + buf->start, buf->len};
+    return buf->len > 0 ? side_write(&m->side, &whole, 1, &m->down.fail)
+                        : WHY_NONE;
 }
 
 /* The twin's job. */
@@ -528,14 +702,22 @@ down_run(void *arg)
 {
     struct masque *m = arg;
     struct slots *s = calloc(1, sizeof *s);
-    struct pollfd p = {.fd = m->fd, .events = POLLIN};
+    struct store buf = {0};
+    struct pollfd p[2] = {{.fd = m->fd, .events = POLLIN},
+                          {.fd = m->wake_fd, .events = POLLIN}};
     enum why why = WHY_NONE;
 
     if (s == NULL)
         why = fail_sys(&m->down.fail, SIDE_WEIR, "receive", ENOMEM);
-    while (why == WHY_NONE && !atomic_load(&m->stop))
-        if (poll(&p, 1, LOOK_MS) > 0)
+    while (why == WHY_NONE && !atomic_load(&m->stop)) {
+        if (poll(p, 2, LOOK_MS) <= 0)
+            continue;
+        if (p[0].revents != 0)
             why = carry_down(m, s);
+        if (why == WHY_NONE && p[1].revents != 0)
+            why = carry_inner(m, &buf);
+    }
+    store_clear(&buf);
     free(s);
     finish(m, &m->down, why);
 }
@@ -543,7 +725,7 @@ down_run(void *arg)
 /* ---- a tunnel ------------------------------------------------------------ */
 
 static void
-log_tunnel(const struct masque *m)
+log_tunnel(const struct masque *m, bool inside)
 {
     const struct client *c = m->client;
     const struct fail *f = &m->first->fail;
@@ -566,6 +748,8 @@ log_tunnel(const struct masque *m)
     log_int(&l, "down_datagrams", (int64_t)m->down.datagrams);
     log_int(&l, "up_dropped", (int64_t)m->up.dropped);
     log_int(&l, "down_dropped", (int64_t)m->down.dropped);
+    if (inside)
+        log_str(&l, "inside", "intercepted");
     log_ms(&l, "dns_ms", m->took.dns_us);
     log_ms(&l, "ms", now_us() - m->from_us);
     log_str(&l, "ended_by",
@@ -574,44 +758,86 @@ log_tunnel(const struct masque *m)
     log_send(&l);
 }
 
+/* What went another way than the usual one counts as well. */
+static void
+add_way(struct way *to, const struct way *from)
+{
+    to->bytes += from->bytes;
+    to->datagrams += from->datagrams;
+    to->dropped += from->dropped;
+}
+
+static void
+watch_client(struct masque *m, const struct watch *watch)
+{
+    if (m->side.end != NULL) {
+        m->side.end->deadline = 0;
+        m->side.end->idle_ms = m->idle_ms;
+        m->side.end->watch = watch;
+    } else {
+        m->side.http->idle_ms = m->idle_ms;
+        m->side.http->watch = watch;
+    }
+}
+
+/* Both directions, to their end. */
+static void
+run(struct masque *m, struct worker *w)
+{
+    if (!twin_start(w, down_run, m)) {
+        fail_own(&m->up.fail, SIDE_WEIR, WHY_BUSY, "start a thread");
+        return;
+    }
+    if (m->stream != NULL)
+        stream_hear(m->stream, (struct hearer){hear, m});
+    up_run(m);
+    if (m->stream != NULL)
+        stream_hear(m->stream, (struct hearer){NULL, NULL});
+    if (!twin_wait(w, LOOK_MS)) { /* it waits for one who does not read */
+        side_cut(&m->side);
+        if (m->side.end != NULL)
+            end_wake(m->side.end);
+        twin_wait(w, -1);
+    }
+}
+
 /*
  * masque_run - carry datagrams until the client ends the tunnel, or nothing
  * came for udp_idle_s, or the target turns out to be unreachable.
  *
  * w       the calling worker; its twin must be free
  * client  behind the answer.  Still the caller's afterwards, finished or cut.
+ * stream  client's, on HTTP/3; else NULL
  *
  * Thread: a worker.  Blocks: as long as the tunnel lives.
  */
 void
-masque_run(struct masque *m, struct worker *w, struct tunnel_side client)
+masque_run(struct masque *m, struct worker *w, struct tunnel_side client,
+           struct stream *stream)
 {
     struct watch watch = {is_over, m};
+    struct nested_user user = {inner_send, pass_on, m};
     struct fail ignored = {0};
+    bool inside;
 
     m->side = client;
+    m->stream = stream;
     m->first = &m->up;
+    m->nested = nested_new(m->client, &m->target, &user);
+    atomic_store(&m->opaque, m->nested == NULL);
     moved(m);
-    if (client.end != NULL) {
-        client.end->deadline = 0;
-        client.end->watch = &watch;
-    } else {
-        client.http->watch = &watch;
-    }
-    if (twin_start(w, down_run, m)) {
-        up_run(m);
-        twin_wait(w, -1);
-    } else {
-        fail_own(&m->up.fail, SIDE_WEIR, WHY_BUSY, "start a thread");
-    }
-    if (client.end != NULL)
-        client.end->watch = NULL;
-    else
-        client.http->watch = NULL;
+    watch_client(m, &watch);
+    run(m, w);
+    watch_client(m, NULL);
+    inside = m->nested != NULL && nested_taken(m->nested);
+    nested_free(m->nested);
+    add_way(&m->up, &m->heard);
+    add_way(&m->up, &m->passed);
+    add_way(&m->down, &m->inner_down);
     /* Quiet is no fault. */
     if (m->first->fail.why == WHY_NONE || m->first->fail.why == WHY_IDLE)
         (void)side_finish(&m->side, &ignored);
     else
         side_cut(&m->side);
-    log_tunnel(m);
+    log_tunnel(m, inside);
 }

@@ -440,9 +440,6 @@ say_restart(const struct config *now, const struct config *next)
         {"proxy.exchanges", now->exchanges == next->exchanges},
         {"proxy.queue", now->queue == next->queue},
         {"proxy.stack_kib", now->stack_kib == next->stack_kib},
-        {"upstream.upstream_ca",
-         same_text(now->upstream_ca, next->upstream_ca)},
-        {"upstream.parent_ca", same_text(now->parent_ca, next->parent_ca)},
         {"intercept.dir", same_text(now->dir, next->dir)},
         {"intercept.leaf_days", now->leaf_days == next->leaf_days},
         {"intercept.leaf_cache", now->leaf_cache == next->leaf_cache},
@@ -482,9 +479,12 @@ reload_try(struct program *p, char *err, size_t cap)
 {
     struct config *next = config_read(p->file, p->sets, p->n_sets, err, cap);
     struct config *now = atomic_load(&p->weir.config);
+    char ignored[256];
 
     if (next == NULL)
         return false;
+    if (!upstreams_reload(p->weir.upstreams, next, err, cap))
+        goto fail;
     if (!log_setup(next, err, cap))
         goto fail;
     say_restart(now, next);
@@ -497,6 +497,7 @@ reload_try(struct program *p, char *err, size_t cap)
     config_give(config_swap(&p->weir, next));
     return true;
 fail:
+    (void)upstreams_reload(p->weir.upstreams, now, ignored, sizeof ignored);
     config_give(next);
     return false;
 }

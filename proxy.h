@@ -274,6 +274,7 @@ struct end {
     bool filled;  /* by the last read, from end to end */
     int rcv_ms;   /* what SO_RCVTIMEO is now */
     bool no_wait; /* set by its user: reads answer WHY_MORE, not wait */
+    bool drained; /* by the last such read: there was less than asked for */
     uint64_t n_in;
     /* the writer's alone */
     int snd_ms; /* what SO_SNDTIMEO is now */
@@ -1040,6 +1041,11 @@ bool match_host(const struct match *, const char *host, uint16_t port);
 bool match_empty(const struct match *);
 void match_free(struct match *);
 
+/* ---- holder.c: who listens where we want to ------------------------------ */
+
+void holder_explain(const struct listener_conf *, int code, char *err,
+                    size_t cap);
+
 /* ---- pool.c: workers and their twins ------------------------------------- */
 
 struct pool_conf {
@@ -1186,6 +1192,8 @@ bool list_has(struct span list, const char *token); /* comma list, no case */
 bool list_next(struct span *rest, struct span *item);
 
 int hex_digit(char);              /* -1: it is none */
+unsigned char ascii_lower(char);
+bool is_name(struct span);        /* of a host */
 bool is_token(struct span);       /* RFC 9110 section 5.6.2 */
 bool is_field_value(struct span); /* RFC 9110 section 5.5 */
 enum method method_of(struct span);
@@ -1196,6 +1204,8 @@ const char *status_reason(int status);
 const char *version_name(enum version); /* "http/1.1" */
 
 bool head_came_by(const struct head *, const char *via); /* our own Via? */
+
+/* ---- target.c: where a request leads ------------------------------------- */
 
 /* Split host[:port]; brackets removed, lower case; port 0: none given. */
 bool authority_parse(struct span, char host[HOST_MAX + 1], uint16_t *port);
@@ -1375,6 +1385,49 @@ struct h2_user { /* whoever has a session */
     void *arg;
     uint64_t id; /* for the log; 0: none */
 };
+enum {
+    H2_GAPS = 8,           /* in the clients' identifiers, remembered */
+    H2_CONTINUATIONS = 16, /* of one header block */
+};
+
+struct h2_gap { /* identifiers that the client passed over */
+    int32_t after, before;
+};
+
+struct h2 {
+    struct hub hub;
+    struct fibers fibers; /* server role: serve those streams that can be */
+    /* set by h2_new(), then only read */
+    struct end *end;
+    enum side side; /* whom we speak with */
+    struct h2_user user;
+    int idle_ms, head_ms, stall_ms;
+    size_t max_streams;
+    /* the owner's alone */
+    struct nghttp2_session *ng;
+    struct section section; /* the header block that is coming */
+    struct stream *all, *fresh, *held;
+    struct store out; /* frames not yet sent */
+    struct calm calm;
+    int64_t now, tick_at, blocked_at, block_from, heard_at, ping_at, idle_from;
+    uint64_t n_asked;  /* server role: PINGs behind answers that came early */
+    bool early;        /* there may be such an answer that none was sent for */
+    uint32_t code;     /* the session shall end with it */
+    const char *cause; /* why; NULL: it goes on */
+    bool said_goodbye;
+    bool quiet; /* poll(2) has just said that there is nothing to read */
+    int n_continuations, n_refused;
+    int32_t last_id;
+    struct h2_gap gaps[H2_GAPS]; /* the last ones */
+    size_t n_gaps;
+    uint64_t n_served, trim_at;
+    /* needs hub.lock */
+    pthread_cond_t settled;
+    bool settings_seen, extended, leaving, stop;
+    size_t peer_max;
+    bool used;
+};
+
 struct h2 *h2_new(struct end *, enum side, const struct config *,
                   const struct h2_user *);
 void h2_free(struct h2 *);
@@ -1388,6 +1441,33 @@ uint64_t h2_served(const struct h2 *); /* streams that have been */
 struct stream *h2_open(struct h2 *, bool *used);
 int h2_extended(struct h2 *, int64_t until); /* 1: yes, 0: no, -1: over */
 void h2_stop(struct h2 *);                   /* end it, from any thread */
+/* For its other rooms; the owner's. */
+const char *h2_code_text(int code);
+/* It shall end. */
+int h2_give_up(struct h2 *, uint32_t code, const char *cause);
+int h2_spend(struct h2 *, enum calm_kind, const char *cause);
+void h2_add(struct h2 *, struct stream *);
+void h2_let_go(struct h2 *, struct stream *);
+void h2_reset(struct h2 *, struct stream *, uint32_t code);
+struct stream *h2_stream_at(struct h2 *, int32_t id);
+void h2_refuse(struct h2 *, int32_t id, uint32_t code);
+void h2_leave(struct h2 *); /* no more streams are opened on it */
+
+/* ---- h2read.c: what comes on a session ----------------------------------- */
+
+struct nghttp2_session_callbacks;
+void h2read_callbacks(struct nghttp2_session_callbacks *);
+
+/* ---- h2write.c: what goes ------------------------------------------------ */
+
+void h2write_callbacks(struct nghttp2_session_callbacks *);
+void h2_serve_calls(struct h2 *);
+void h2_serve_call(struct h2 *, struct stream *, const struct call *);
+void h2_let_held_go(struct h2 *); /* the origin has given a sign of life */
+/* Answers that are complete before their requests. */
+bool h2_is_early(const struct h2 *, const struct stream *);
+void h2_ask_early(struct h2 *);
+void h2_take_ack(struct h2 *, const uint8_t data[8]);
 
 /* ---- quic.c: one QUIC connection, in either role ------------------------- */
 
@@ -1614,6 +1694,30 @@ struct udp_result { /* bytes */
 enum why udp_relay(const struct client *, struct end *control,
                    const struct socks *, struct udp_result *, struct fail *);
 
+/* ---- initial.c: the ClientHello in a QUIC client's first packets ----------
+ */
+
+struct initial;
+struct initial *initial_new(void); /* NULL: no memory */
+void initial_free(struct initial *);
+enum why initial_read(struct initial *, const void *datagram, size_t len,
+                      struct hello *); /* WHY_MORE: another one is needed */
+
+/* ---- nested.c: QUIC inside of a tunnel for datagrams ----------------------
+ */
+
+struct nested;
+struct nested_user {
+    void (*send)(void *arg, const void *, size_t len); /* to the client */
+    void (*pass)(void *arg, const void *, size_t len); /* on to the target */
+    void *arg;
+};
+struct nested *nested_new(const struct client *, const struct origin *target,
+                          const struct nested_user *);      /* NULL: opaque */
+bool nested_put(struct nested *, const void *, size_t len); /* false: opaque */
+bool nested_taken(const struct nested *);
+void nested_free(struct nested *);
+
 /* ---- masque.c: UDP through HTTP (connect-udp) -----------------------------
  */
 
@@ -1623,7 +1727,8 @@ bool masque_target(struct span path, char host[HOST_MAX + 1], uint16_t *port);
 struct masque *masque_open(struct client *, struct head *req, struct fail *);
 void masque_free(struct masque *);
 enum why masque_answer(struct http *down, struct head *res, struct fail *);
-void masque_run(struct masque *, struct worker *, struct tunnel_side client);
+void masque_run(struct masque *, struct worker *, struct tunnel_side client,
+                struct stream *); /* HTTP/3's; else NULL */
 
 /* ---- ca.c: our certificate authority, on disk ---------------------------- */
 
@@ -1783,6 +1888,8 @@ enum why bridge_stream(struct stream *, struct end *, int idle_ms,
 struct secure; /* trust, resumption data, remembered origins */
 struct secure *secure_new(const struct config *, char *err, size_t cap);
 void secure_free(struct secure *);
+bool secure_reload(struct secure *, const struct config *, char *err,
+                   size_t cap); /* the CAs */
 enum why secure_connect(struct secure *, const struct client *,
                         struct upstream *, unsigned alpn, struct fail *);
 enum why secure_parent(struct secure *, const struct client *, struct end *,
@@ -1803,6 +1910,8 @@ const char *cert_text(int status); /* why a certificate was refused */
 
 struct upstreams *upstreams_new(const struct config *, char *err, size_t cap);
 void upstreams_free(struct upstreams *);
+bool upstreams_reload(struct upstreams *, const struct config *, char *err,
+                      size_t cap);
 void upstreams_reap(struct upstreams *,
                     const struct config *); /* once a second: closes the old */
 

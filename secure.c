@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "proxy.h"
 
@@ -52,16 +53,19 @@ struct memory { /* of one origin */
 
 struct trust { /* in whom we trust; the system's roots come when first needed */
     gnutls_certificate_credentials_t store;
-    bool has_roots; /* needs the lock of struct secure */
+    char *file;           /* with CAs beside them; NULL: none */
+    struct stat file_was; /* when it was read */
+    bool has_roots;       /* needs the lock of struct secure */
+    struct trust *older;  /* among those replaced */
 };
 
 struct secure {
-    struct trust trust;   /* for origins */
-    struct trust parents; /* for https:// parents, if that is another */
-    bool parents_apart;
     gnutls_priority_t priority, quic_priority;
     pthread_mutex_t lock;
     /* needs lock */
+    struct trust *trust;    /* for origins */
+    struct trust *parents;  /* for https:// parents; NULL: the same */
+    struct trust *replaced; /* sessions may still have them */
     struct memory *buckets[MEMORY_BUCKETS], *newest, *oldest;
     size_t n;
 };
@@ -424,14 +428,16 @@ offer_alpn(gnutls_session_t session, unsigned alpn, enum over over)
     return n == 0 ? 0 : gnutls_alpn_set_protocols(session, offer, n, 0);
 }
 
-/* The store of a trust, with the system's roots in it.  Nobody uses it before
- * they are: a session takes it only from here. */
+/* The store for origins or for parents, with the system's roots in it.  Nobody
+ * uses it before they are: a session takes it only from here. */
 static gnutls_certificate_credentials_t
-trust_store(struct secure *s, struct trust *t)
+trust_store(struct secure *s, bool for_parent)
 {
+    struct trust *t;
     int rc = 0;
 
     pthread_mutex_lock(&s->lock);
+    t = for_parent && s->parents != NULL ? s->parents : s->trust;
     if (!t->has_roots)
         rc = gnutls_certificate_set_x509_system_trust(t->store);
     t->has_roots = true;
@@ -492,8 +498,7 @@ secure_connect(struct secure *s, const struct client *c, struct upstream *up,
 
     assert(o->tls && up->http == NULL); /* TLS to a parent may be below */
     up->insecure = match_host(c->conf->insecure, name, o->port);
-    session =
-        session_new(s, trust_store(s, &s->trust), name, alpn, OVER_TCP, f);
+    session = session_new(s, trust_store(s, false), name, alpn, OVER_TCP, f);
     if (session == NULL)
         return f->why;
     use_ticket(s, session, up, OVER_TCP);
@@ -522,9 +527,8 @@ enum why
 secure_parent(struct secure *s, const struct client *c, struct end *end,
               const struct parent *p, struct fail *f)
 {
-    gnutls_session_t session = session_new(
-        s, trust_store(s, s->parents_apart ? &s->parents : &s->trust), p->host,
-        ALPN_HTTP1 | ALPN_H2, OVER_TCP, f);
+    gnutls_session_t session = session_new(s, trust_store(s, true), p->host,
+                                           ALPN_HTTP1 | ALPN_H2, OVER_TCP, f);
     enum why why;
 
     if (session == NULL)
@@ -552,7 +556,7 @@ secure_quic(struct secure *s, const struct client *c, struct upstream *up,
     const char *name = name_of(&up->origin);
 
     up->insecure = match_host(c->conf->insecure, name, up->origin.port);
-    *out = session_new(s, trust_store(s, &s->trust), name, 0, OVER_QUIC, f);
+    *out = session_new(s, trust_store(s, false), name, 0, OVER_QUIC, f);
     if (*out == NULL)
         return f->why;
     use_ticket(s, *out, up, OVER_QUIC);
@@ -576,38 +580,111 @@ secure_quic_verify(struct secure *s, struct upstream *up,
 
 /* ---- start and end ------------------------------------------------------- */
 
-/* The CAs of a file if there is one.  False: err. */
-static bool
-trust_begin(struct trust *t, const char *key, const char *file, char *err,
-            size_t cap)
+static void
+trust_free(struct trust *t)
 {
-    int rc = gnutls_certificate_allocate_credentials(&t->store);
-
-    if (rc < 0) {
-        snprintf(err, cap, "TLS: %s", gnutls_strerror(rc));
-        return false;
-    }
-    if (file == NULL)
-        return true;
-    rc = gnutls_certificate_set_x509_trust_file(t->store, file,
-                                                GNUTLS_X509_FMT_PEM);
-    if (rc > 0)
-        return true;
-    snprintf(err, cap, "%s %s: %s", key, file,
-             rc == 0 ? "no certificate in it" : gnutls_strerror(rc));
-    return false;
+    if (t == NULL)
+        return;
+    if (t->store != NULL)
+        gnutls_certificate_free_credentials(t->store);
+    free(t->file);
+    free(t);
 }
 
-/* Parents need a trust of their own only if they have a CA of their own, or
- * origins have. */
-static bool
-trusts_begin(struct secure *s, const struct config *conf, char *err, size_t cap)
+/* With the CAs of a file if there is one.  NULL: err. */
+static struct trust *
+trust_new(const char *key, const char *file, char *err, size_t cap)
 {
-    if (!trust_begin(&s->trust, "upstream_ca", conf->upstream_ca, err, cap))
+    struct trust *t = calloc(1, sizeof *t);
+    int rc = t == NULL ? GNUTLS_E_MEMORY_ERROR
+                       : gnutls_certificate_allocate_credentials(&t->store);
+
+    if (rc == 0 && file != NULL && (t->file = strdup(file)) == NULL)
+        rc = GNUTLS_E_MEMORY_ERROR;
+    if (rc < 0) {
+        snprintf(err, cap, "TLS: %s", gnutls_strerror(rc));
+        trust_free(t);
+        return NULL;
+    }
+    if (file == NULL)
+        return t;
+    /* Before it is read: what changes meanwhile is a change. */
+    if (stat(file, &t->file_was) == 0)
+        rc = gnutls_certificate_set_x509_trust_file(t->store, file,
+                                                    GNUTLS_X509_FMT_PEM);
+    else
+        rc = GNUTLS_E_FILE_ERROR;
+    if (rc > 0)
+        return t;
+    snprintf(err, cap, "%s %s: %s", key, file,
+             rc == 0 ? "no certificate in it" : gnutls_strerror(rc));
+    trust_free(t);
+    return NULL;
+}
+
+/* Is it what trust_new() would make of this file?  NULL: there is none yet. */
+static bool
+trust_is(const struct trust *t, const char *file)
+{
+    struct stat now;
+
+    if (t == NULL || (file == NULL) != (t->file == NULL))
         return false;
-    s->parents_apart = conf->parent_ca != NULL || conf->upstream_ca != NULL;
-    return !s->parents_apart ||
-           trust_begin(&s->parents, "parent_ca", conf->parent_ca, err, cap);
+    return file == NULL ||
+           (strcmp(file, t->file) == 0 && stat(file, &now) == 0 &&
+            now.st_ino == t->file_was.st_ino &&
+            now.st_size == t->file_was.st_size &&
+            now.st_ctim.tv_sec == t->file_was.st_ctim.tv_sec &&
+            now.st_ctim.tv_nsec == t->file_was.st_ctim.tv_nsec);
+}
+
+/* GnuTLS keeps a pointer to the store in each session, so it stays; a change of
+ * CAs is rare.  Needs s->lock. */
+static void
+trust_replace(struct secure *s, struct trust **at, struct trust *next)
+{
+    if (*at != NULL) {
+        (*at)->older = s->replaced;
+        s->replaced = *at;
+    }
+    *at = next;
+}
+
+/*
+ * secure_reload - trust whom the settings name now.
+ *
+ * conf  upstream_ca and parent_ca are read anew if they, or what is in them,
+ *       have changed.  Parents need a trust of their own only if they have a CA
+ *       of their own, or origins have
+ * err   says what is wrong when false is returned; then nothing has changed
+ *
+ * Connections that are open stay.  Thread: main.  Blocks: for the files.
+ */
+bool
+secure_reload(struct secure *s, const struct config *conf, char *err,
+              size_t cap)
+{
+    bool apart = conf->parent_ca != NULL || conf->upstream_ca != NULL;
+    bool same = trust_is(s->trust, conf->upstream_ca);
+    bool same_parents =
+        apart ? trust_is(s->parents, conf->parent_ca) : s->parents == NULL;
+    struct trust *next = NULL, *parents = NULL;
+
+    if (!same &&
+        (next = trust_new("upstream_ca", conf->upstream_ca, err, cap)) == NULL)
+        return false;
+    if (!same_parents && apart &&
+        (parents = trust_new("parent_ca", conf->parent_ca, err, cap)) == NULL) {
+        trust_free(next);
+        return false;
+    }
+    pthread_mutex_lock(&s->lock);
+    if (!same)
+        trust_replace(s, &s->trust, next);
+    if (!same_parents)
+        trust_replace(s, &s->parents, parents);
+    pthread_mutex_unlock(&s->lock);
+    return true;
 }
 
 /*
@@ -638,7 +715,7 @@ secure_new(const struct config *conf, char *err, size_t cap)
             NULL);
     if (rc < 0)
         snprintf(err, cap, "TLS: %s", gnutls_strerror(rc));
-    if (rc < 0 || !trusts_begin(s, conf, err, cap)) {
+    if (rc < 0 || !secure_reload(s, conf, err, cap)) {
         secure_free(s);
         return NULL;
     }
@@ -656,10 +733,14 @@ secure_free(struct secure *s)
         gnutls_priority_deinit(s->priority);
     if (s->quic_priority != NULL)
         gnutls_priority_deinit(s->quic_priority);
-    if (s->parents.store != NULL)
-        gnutls_certificate_free_credentials(s->parents.store);
-    if (s->trust.store != NULL)
-        gnutls_certificate_free_credentials(s->trust.store);
+    trust_replace(s, &s->parents, NULL);
+    trust_replace(s, &s->trust, NULL);
+    while (s->replaced != NULL) {
+        struct trust *t = s->replaced;
+
+        s->replaced = t->older;
+        trust_free(t);
+    }
     pthread_mutex_destroy(&s->lock);
     free(s);
 }

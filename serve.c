@@ -192,7 +192,8 @@ serve_masque(struct served *v, struct exchange *x)
     }
     say_state(v, "masque");
     if (masque_answer(x->down, x->res, &f) == WHY_NONE)
-        masque_run(m, x->worker, (struct tunnel_side){.http = x->down});
+        masque_run(m, x->worker, (struct tunnel_side){.http = x->down},
+                   x->down->version == HTTP_3 ? v->stream : NULL);
     masque_free(m);
 }
 

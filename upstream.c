@@ -1106,6 +1106,15 @@ upstreams_new(const struct config *conf, char *err, size_t cap)
     return us;
 }
 
+/* The settings have been read anew: whom they trust counts from now on.  False:
+ * err says why not; all stays as it was.  Thread: main. */
+bool
+upstreams_reload(struct upstreams *us, const struct config *conf, char *err,
+                 size_t cap)
+{
+    return secure_reload(us->secure, conf, err, cap);
+}
+
 /* Close what has been idle for reuse_s, and what is too many.  Called about
  * once a second. */
 void

@@ -103,15 +103,6 @@ finish(struct life *l)
     sem_destroy(&l->done);
 }
 
-static bool
-has(const char *text, const char *part)
-{
-    if (text != NULL && strstr(text, part) != NULL)
-        return true;
-    diag("no '%s' in '%s'", part, text != NULL ? text : "(nothing)");
-    return false;
-}
-
 static const char *
 told(const struct life *l) /* the next answer head */
 {

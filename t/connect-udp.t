@@ -7,12 +7,13 @@ use Test::More;
 use Time::HiRes qw(time);
 use Weir;
 use Weir::H2;
+use Weir::H3;
 use Weir::Udp;
 
 my $dead = udp_socket()->sockport; # nobody has it any more
 my @set  = ('access.target_deny=127.0.0.9, *.denied.test',
     'resolve.named.test=127.0.0.1', 'resolve.hidden.test=127.0.0.9',
-    'upstream.dns_s=2');
+    'upstream.dns_s=2', 'proxy.http3=yes');
 my $w = Weir->start(set => \@set, args => ['-v']);
 
 # ---- the carriers: each gives a fresh tunnel to host and port
@@ -27,6 +28,13 @@ sub wire($w, $tls, @alpn)
     return $wire;
 }
 
+sub h3($w, %o)
+{
+    my $h3 = Weir::H3->client(port => $w->port, sni => 'localhost', %o);
+    $h3->settled;
+    return $h3;
+}
+
 my %by = (
     'HTTP/1.1'          => sub ($w, $path, %o) {
         Weir::Udp->by_h1(wire($w, 0), $path, host => $w->addr, %o) },
@@ -37,6 +45,8 @@ my %by = (
             authority => $w->addr, scheme => 'http', %o) },
     'HTTP/2 over TLS'   => sub ($w, $path, %o) {
         Weir::Udp->by_h2(Weir::H2->client(wire($w, 1, 'h2')), $path, %o) },
+    'HTTP/3'            => sub ($w, $path, %o) {
+        Weir::Udp->by_h3(h3($w, settings => {}), $path, %o) },
 );
 my @all = sort keys %by;
 
@@ -103,7 +113,8 @@ for my $how (@all) {
     like $line, qr/ up=$up down=$down up_datagrams=106 down_datagrams=104 up_dropped=1 down_dropped=0 /,
         "$how: and is counted";
     like $line, qr/ ended_by=client why=none/, "$how: nobody is to blame";
-    like $line, $h1 ? qr/^(?!.*stream=)/ : qr/ stream=1 /, "$how: its stream";
+    like $line, $h1 ? qr/^(?!.*stream=)/ : $how =~ /3/ ? qr/ stream=0 /
+        : qr/ stream=1 /, "$how: its stream";
 }
 like $w->log, qr/ state .*masque/, 'the state is in the log';
 
@@ -217,7 +228,7 @@ for my $how (@all) {
     # A client that is gone.
     $far = udp_socket();
     $t = $by{$how}->($w, udp_path('127.0.0.1', $far->sockport));
-    ($t->{wire} // $t->{h2}{wire})->reset;
+    $t->vanish;
     like tunnel_line($w, $far->sockport), qr/ended_by=client/,
         "$how: a client that is gone";
 }

@@ -146,15 +146,6 @@ starts(const char *text, const char *with)
     return false;
 }
 
-static bool
-has(const char *text, const char *part)
-{
-    if (text != NULL && strstr(text, part) != NULL)
-        return true;
-    diag("no '%s' in '%s'", part, text != NULL ? text : "(nothing)");
-    return false;
-}
-
 static const char *
 told(const struct talk *t) /* the next answer head */
 {

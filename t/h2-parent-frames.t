@@ -135,8 +135,9 @@ is $c->get(4), 'down', 'and down';
         my $r = $p->next_request;
         is join('|', map { $r->{head}{$_} } ':method', ':scheme', ':authority',
             ':path'), "GET|http|plain.test:81|/$n?q", "request $n is a request";
-        is head($r, 'proxy-authorization'), 'Basic dXNAZXI6cCB3',
-            'with credentials';
+        is join('|', map { $_->[1] } grep { $_->[0] eq 'proxy-authorization' }
+            $r->{head}{fields}->@*), 'Basic dXNAZXI6cCB3',
+            'with credentials, and not the client\'s';
         $p->reply($r->{id}, 200, [], 'hello');
         is $k->get_answer->{body}, 'hello', 'answered';
     }
@@ -306,6 +307,74 @@ for my $what (sort keys %bad) {
         $w->stop;
     }
     $p->stop;
+}
+# what is long, but not too long
+for my $n (190, 200, 201) {
+    my $p = origin(sub ($s) {
+        my $h = Weir::H2->server($s);
+        my $r = $h->next_request;
+        $h->reply($r->{id}, 200, [ map { ("f$_", 'v' x 50) } 1 .. $n ], 'in',
+            open => 1);
+        $h->ending;
+    }, tls => { $certs->{good}->%*, alpn => ['h2'] });
+    my $w = weir('upstream.parent=https://127.0.0.1:' . $p->port);
+    my $got = $w->client->ask('CONNECT', 'name.test:443', ['Host: name.test:443']);
+    is $got->{status}, $n > 200 ? 502 : 200, "$n fields";
+    $w->stop;
+}
+# TLS that does not come about
+for ([ 'says nothing', sub ($s) { $s->get_eof }, 504 ],
+    [ 'speaks no TLS', sub ($s) { $s->put("HTTP/1.1 400 Bad\r\n\r\n"); $s->get_eof }, 502 ],
+    [ 'closes', sub ($s) { $s->get(1); $s->close }, 502 ],
+    [ 'drips', sub ($s) { while ($s->put("\x16")) { select undef, undef, undef, 0.2 } }, 502 ]) {
+    my ($what, $serve, $want) = @$_;
+    my $p = origin($serve);
+    my $w = weir('upstream.parent=https://127.0.0.1:' . $p->port,
+        'upstream.connect_s=1');
+    for my $ask ([ 'CONNECT', 'name.test:443', ['Host: name.test:443'] ],
+        [ 'GET', 'http://plain.test/' ]) {
+        my $from = time;
+        my $got = $w->client->ask(@$ask);
+        is $got->{status}, $want, "$ask->[0]: an https parent that $what"
+            or diag $got->{head};
+        ok time - $from < 10, 'in time';
+    }
+    $w->stop;
+}
+{ # two that are each other's parent
+    my @port = (free_port(), free_port());
+    my @home = map { scratch('home', 1) } 0, 1;
+    my @w = map {
+        Weir->start(home => $home[$_], listen => "127.0.0.1:$port[$_]",
+            set => [ @set, 'upstream.insecure=127.0.0.1',
+                "upstream.parent=https://127.0.0.1:$port[1 - $_]" ])
+    } 0, 1;
+    my $r = curl($w[0], $http);
+    is $r->{code}, 403, 'a loop by HTTP/2: 403';
+    $r = curl($w[0], '-p', $http);
+    is $r->{connect}, 502, 'a loop of CONNECT streams is refused';
+    like $w[0]->log . $w[1]->log, qr/why=loop/, 'as a loop';
+    $_->stop for @w;
+}
+{ # forward_proxy_auth
+    my $l = listener();
+    my $w = weir('upstream.parent=https://127.0.0.1:' . $l->port,
+        'upstream.forward_proxy_auth=yes');
+    my $c = ask($w, 'name.test:443');
+    my $p = parent($l);
+    my $s = $p->next_request;
+    is head($s, 'proxy-authorization'), undef, 'nothing to forward';
+    $p->reply($s->{id}, 407, [ 'proxy-authenticate', 'Basic realm="far"' ]);
+    my $got = $c->get_answer(connect => 1);
+    is $got->{status}, 407, 'the parent\'s 407 goes to the client';
+    is field($got, 'proxy-authenticate'), 'Basic realm="far"', 'with its challenge';
+    $c = ask($w, 'name.test:443', 'Proxy-Authorization: Basic Ym9iOng=');
+    $s = $p->next_request;
+    is head($s, 'proxy-authorization'), 'Basic Ym9iOng=', 'forwarded';
+    $p->reply($s->{id}, 200, [], 'in', open => 1);
+    is $c->get_answer(connect => 1)->{status}, 200, 'accepted';
+    unlike $w->log, qr/Ym9i/, 'and not logged';
+    $w->stop;
 }
 { # and the next one serves
     my $p = origin(sub ($s) {

@@ -193,6 +193,9 @@ for my $what (sort keys %bad) {
         $got = $w->client->ask('GET', 'http://plain.test/');
         ok $got->{status} == 502 || $got->{status} == 504,
             "the same, plain: $got->{status}";
+        $got = $w->client->ask('GET', 'http://plain.test/ws',
+            [ 'Connection: Upgrade', 'Upgrade: websocket' ]);
+        is $got->{status}, $want, 'the same for a WebSocket';
     }
     $w->stop;
     $p->stop;

@@ -95,6 +95,16 @@ tap_str(const char *got, const char *want, const char *file, int line,
 #define is_str(got, want, ...) \
     tap_str((got), (want), __FILE__, __LINE__, __VA_ARGS__)
 
+/* Is the part in the text? */
+__attribute__((unused)) static bool
+has(const char *text, const char *part)
+{
+    if (text != NULL && strstr(text, part) != NULL)
+        return true;
+    diag("no '%s' in '%s'", part, text != NULL ? text : "(nothing)");
+    return false;
+}
+
 __attribute__((unused)) static int
 done_testing(void)
 {

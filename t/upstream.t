@@ -104,6 +104,37 @@ sub serve($c)
     }
 }
 
+{ # HUP: another file, the same file with something else in it, a bad one
+    my $o    = origin(\&serve, tls => $certs->{good});
+    my $ini  = "[resolve]\ngood.test = 127.0.0.1:" . $o->port . "\n";
+    my $pem  = scratch('trusted');
+    my $w    = Weir->start(conf => $ini);
+    my $file = $w->home . '/test.ini';
+    my $n    = 0;
+    my $now  = sub { $w->client->ask('GET', 'https://good.test/')->{status} };
+    my $hup  = sub ($what, $re) {
+        my $had = () = $w->log =~ /$re/g;
+        $w->signal('HUP');
+        ok wait_for($what, sub { (() = $w->log =~ /$re/g) > $had }), $what;
+    };
+    my $new = qr/ reload .*new settings/;
+    is $now->(), 502, 'a CA that nobody trusts';
+    spew($pem, slurp($certs->{ca}{cert}));
+    spew($file, "$ini\[upstream]\nupstream_ca = $pem\n");
+    $hup->('HUP: an upstream_ca', $new);
+    is $now->(), 200, 'is trusted';
+    $hup->('HUP: and nothing new', $new);
+    is $now->(), 200, 'is trusted still';
+    spew($pem, "nothing\n");
+    $hup->('HUP: no certificate in it', qr/upstream_ca \Q$pem\E: no certificate/);
+    is $now->(), 200, 'those of before are trusted';
+    spew($pem, slurp($certs->{stranger}{cert}));
+    $hup->('HUP: another CA in the same file', $new);
+    is $now->(), 502, 'the one of before is trusted no more';
+    unlike $w->log, qr/needs a restart/, 'and none of it needs a restart';
+    $w->stop;
+}
+
 # ---- a bad setting is found at the start
 {
     my $r = weir_run([ '-t', '--set', 'upstream.upstream_ca=/nowhere' ]);

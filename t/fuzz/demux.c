@@ -6,6 +6,7 @@
  * as much answered as has come (RFC 9000 section 8).
  */
 #include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>

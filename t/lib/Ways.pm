@@ -127,14 +127,17 @@ sub gtlsserver($root, %o)
     return up_udp('gtlsserver', { %$p, port => $port, log => $p->{err} });
 }
 
-# Requests in HTTP/3 to $port as the name $sni, to its end: { out, err, dir };
-# dir holds what was downloaded.  gtlsclient's exit code says nothing.
-sub gtlsclient($port, $sni, $urls, @args)
+# Requests in HTTP/3 to $name:$port (the name is the SNI, and this machine), to
+# its end: { out, err, dir }; dir holds what was downloaded.  gtlsclient's exit
+# code says nothing.
+sub gtlsclient($port, $name, $urls, @args)
 {
-    my $dir = scratch('gtlsclient', 1);
+    my $dir   = scratch('gtlsclient', 1);
+    my $hosts = spew("$dir/.hosts", "127.0.0.1 $name\n");
     my $r = run([ 'gtlsclient', '-q', '--no-quic-dump', '--no-http-dump',
-        '--exit-on-all-streams-close', "--sni=$sni", "--download=$dir", @args,
-        '127.0.0.1', $port, @$urls ], cd => $dir);
+        '--exit-on-all-streams-close', "--download=$dir", @args, $name, $port,
+        @$urls ], cd => $dir, env => { LD_PRELOAD => 'libnss_wrapper.so',
+            NSS_WRAPPER_HOSTS => $hosts });
     return { %$r, dir => $dir };
 }
 

@@ -265,6 +265,17 @@ sub command($line, $bytes = '')
     }
 }
 
+# In a process that was forked: the program is the other's.
+sub forked()
+{
+    close $_ for grep { defined } $to, $from;
+    ($pid, $to, $from, $ahead) = ();
+    %conns = %listeners = ();
+}
+
+# What to wait for beside other things: pump() when it is readable.
+sub handle() { $from }
+
 # More of what it says; false: nothing came until $until.
 sub read_more($until)
 {
