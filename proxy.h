@@ -1191,7 +1191,7 @@ const struct field *head_find(const struct head *, const char *name,
 bool list_has(struct span list, const char *token); /* comma list, no case */
 bool list_next(struct span *rest, struct span *item);
 
-int hex_digit(char);              /* -1: it is none */
+int hex_digit(char); /* -1: it is none */
 unsigned char ascii_lower(char);
 bool is_name(struct span);        /* of a host */
 bool is_token(struct span);       /* RFC 9110 section 5.6.2 */
@@ -1384,6 +1384,9 @@ struct h2_user { /* whoever has a session */
     /* Server role: a request has come on a stream; false: nobody can serve it.
      * He gives the stream back. */
     bool (*begin)(void *arg, struct stream *, struct fibers *);
+    /* Client role: an ALTSVC frame; origin empty: that of a request.  NULL:
+     * nobody wants to know. */
+    void (*altsvc)(void *arg, struct span origin, struct span value);
     void *arg;
     uint64_t id; /* for the log; 0: none */
 };

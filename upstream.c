@@ -621,6 +621,13 @@ try_is_ready(void *arg)
     return t->up != NULL && try_until(t, now_ms()) == WHY_NONE;
 }
 
+static bool
+found_nobody(const struct fail *f)
+{
+    return f->why == WHY_REFUSED || f->why == WHY_UNREACHABLE ||
+           f->why == WHY_CONNECT_LATE;
+}
+
 /* Both have failed.  A server that was there, and not who it should be, tells
  * more than nobody at the other door; and TCP that was given up for QUIC says
  * nothing at all. */
@@ -629,10 +636,8 @@ choose_failure(struct fail *tcp, const struct fail *quic)
 {
     bool was_there =
         quic->why == WHY_CERT || quic->why == WHY_ALERT || quic->why == WHY_TLS;
-    bool nobody = tcp->why == WHY_REFUSED || tcp->why == WHY_UNREACHABLE ||
-                  tcp->why == WHY_CONNECT_LATE;
 
-    if ((was_there && nobody) ||
+    if ((was_there && found_nobody(tcp)) ||
         (tcp->why == WHY_OVER && quic->why != WHY_NONE))
         *tcp = *quic;
 }
@@ -743,10 +748,19 @@ take_by(const struct client *c, const struct wish *w, struct parent *parent,
 {
     struct altsvc at;
 
+    struct upstream *up = NULL;
+
     *again = false;
-    if (!fresh && quic_wanted(c, w->origin, parent, w->upgrade, &at))
-        return take_raced(c, w, &at, f);
-    return take_tcp(c, w, parent, fresh, NULL, again, f);
+    if (!quic_wanted(c, w->origin, parent, w->upgrade, &at))
+        return take_tcp(c, w, parent, fresh, NULL, again, f);
+    if (fresh && (up = take_tcp(c, w, parent, true, NULL, again, f)) == NULL &&
+        !found_nobody(f))
+        return NULL;
+    if (up == NULL) {
+        *f = (struct fail){0}; /* it may have no TCP at all */
+        up = take_raced(c, w, &at, f);
+    }
+    return up;
 }
 
 /* What is there, or what can be made; waits for as long as that takes. */
