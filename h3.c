@@ -39,6 +39,7 @@ enum {
     TRIM_STREAMS = 50,  /* served: there may be memory to give back */
     NEAR_RTT_MS = 10,   /* what to assume of a client, before it is known */
     FAR_RTT_MS = 60,    /* and of an origin */
+    SILENT_MS = 3000,   /* an origin that owes an answer is asked then */
     LOOK_MS = 1000,     /* so often, at rest, while a stream is open */
     HELD_MS = 1000,     /* how long a request may wait for a stream */
 };
@@ -587,7 +588,8 @@ limits_init(struct h3 *h, const struct config *conf)
     h->idle_ms = conf->idle_s * 1000;
     h->head_ms = conf->head_s * 1000;
     h->stall_ms = conf->stall_s * 1000;
-    h->alive_ms = conf->quic_idle_s * 1000 / 2;
+    h->alive_ms =
+        h->side == SIDE_ORIGIN ? SILENT_MS : conf->quic_idle_s * 1000 / 2;
     h->max_streams = (size_t)conf->streams;
     h->trim_at = TRIM_STREAMS;
     h->peer_max = 100; /* until its parameters say */

@@ -1433,6 +1433,9 @@ struct h2_user { /* whoever has a session */
     /* Server role: a request has come on a stream; false: nobody can serve it.
      * He gives the stream back. */
     bool (*begin)(void *arg, struct stream *, struct fibers *);
+    /* Client role: an ALTSVC frame; origin empty: that of a request.  NULL:
+     * nobody wants to know. */
+    void (*altsvc)(void *arg, struct span origin, struct span value);
     void *arg;
     uint64_t id; /* for the log; 0: none */
 };
@@ -2022,8 +2025,10 @@ void altsvc_learn(struct altsvcs *, const struct origin *, struct span value,
 void altsvc_forget(struct altsvcs *, const struct origin *);
 bool altsvc_find(struct altsvcs *, const struct origin *, int64_t now,
                  struct altsvc *);
-bool altsvc_is_broken(struct altsvcs *, const struct origin *, int64_t now);
-int64_t altsvc_failed(struct altsvcs *, const struct origin *, int64_t now);
+bool altsvc_is_broken(struct altsvcs *, const struct origin *, int64_t now,
+                      struct fail *last);
+int64_t altsvc_failed(struct altsvcs *, const struct origin *,
+                      const struct fail *, int64_t now);
 void altsvc_worked(struct altsvcs *, const struct origin *);
 
 /* ---- parent.c: ways out through other proxies -------------------------------
