@@ -1176,8 +1176,12 @@ quic_gram(void *arg, const void *at, size_t len)
             ;
     }
     h->gram_to = s;
-    if (s != NULL) /* else it came before its stream, or too late */
+    if (s != NULL && !s->extended) { /* RFC 9297 section 2: it means nothing */
+        stream_break(s, WHY_PROTO, "datagram for a request", 0x33, code_text);
+        reset(h, s->id, 0x33);
+    } else if (s != NULL) { /* else it came before its stream, or too late */
         stream_put_gram(s, (const char *)at + n, len - n);
+    }
 }
 
 static int
@@ -1782,6 +1786,7 @@ h3_accept(struct wire *wire, const struct config *conf,
     if (h == NULL)
         return NULL;
     qu = quic_user_of(h);
+    qc.tunnelled = wire_tunnelled(wire);
     if (mitm_quic(user->weir->mitm, &tls) != 0 ||
         (h->quic = quic_accept(wire, tls, &qc, &qu)) == NULL) {
         h3_free(h);

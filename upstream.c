@@ -424,13 +424,11 @@ static bool
 may_share(const struct client *c, const struct origin *o,
           const struct parent *parent)
 {
-    struct known known;
-
     if (parent_absolute(parent, o))
         return atomic_load(&parent->alpn) == ALPN_H2;
     if (!o->tls)
         return match_host(c->conf->h2c, o->host, o->port);
-    return !upstream_known(c, o, &known) || (known.alpn & ALPN_H2);
+    return secure_alpn(c->weir->upstreams->secure, o) & ALPN_H2; /* so is -1 */
 }
 
 /* How long a turn may last that somebody else has. */
