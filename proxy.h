@@ -1192,7 +1192,7 @@ const struct field *head_find(const struct head *, const char *name,
 bool list_has(struct span list, const char *token); /* comma list, no case */
 bool list_next(struct span *rest, struct span *item);
 
-int hex_digit(char);              /* -1: it is none */
+int hex_digit(char); /* -1: it is none */
 unsigned char ascii_lower(char);
 bool is_name(struct span);        /* of a host */
 bool is_token(struct span);       /* RFC 9110 section 5.6.2 */
@@ -1412,7 +1412,7 @@ struct h2 {
     struct store out; /* frames not yet sent */
     struct calm calm;
     int64_t now, tick_at, blocked_at, block_from, heard_at, ping_at, idle_from;
-    uint64_t n_asked;  /* server role: PINGs behind answers that came early */
+    uint64_t n_asked, n_acked; /* server role: PINGs behind early answers */
     bool early;        /* there may be such an answer that none was sent for */
     uint32_t code;     /* the session shall end with it */
     const char *cause; /* why; NULL: it goes on */
