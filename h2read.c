@@ -251,6 +251,15 @@ take_settings(struct h2 *h)
     pthread_mutex_unlock(&h->hub.lock);
 }
 
+/* RFC 7838 section 4; the library has seen to where the origin may be. */
+static void
+take_altsvc(struct h2 *h, const nghttp2_ext_altsvc *a)
+{
+    h->user.altsvc(
+        h->user.arg, (struct span){(const char *)a->origin, a->origin_len},
+        (struct span){(const char *)a->field_value, a->field_value_len});
+}
+
 static int
 on_frame_recv(nghttp2_session *ng, const nghttp2_frame *frame, void *arg)
 {
@@ -278,6 +287,9 @@ on_frame_recv(nghttp2_session *ng, const nghttp2_frame *frame, void *arg)
         break;
     case NGHTTP2_GOAWAY:
         h2_leave(h);
+        break;
+    case NGHTTP2_ALTSVC:
+        take_altsvc(h, frame->ext.payload);
         break;
     case NGHTTP2_PING:
         if (h->side == SIDE_CLIENT && (frame->hd.flags & NGHTTP2_FLAG_ACK))
