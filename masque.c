@@ -813,7 +813,7 @@ down_run(void *arg)
 
     if (s == NULL)
         why = fail_sys(&m->down.fail, SIDE_WEIR, "receive", ENOMEM);
-    while (why == WHY_NONE && !atomic_load(&m->stop)) {
+    while (s != NULL && why == WHY_NONE && !atomic_load(&m->stop)) {
         if (poll(p, 2, LOOK_MS) <= 0)
             continue;
         if (p[0].revents != 0)
