@@ -93,11 +93,8 @@ test:
 	@$(MAKE) --no-print-directory check
 
 check: $(B)/weir $(B)/quicwire $(UNITS)
-	@rm -f .prove
 	WEIR='$(abspath $(B))/weir' $(RUNNER) prove -It/lib --timer -j$(J) \
-	    --state=save $(UNITS) $(or $(T),$(wildcard t/*.t)) || \
-	{ echo 'what failed is run again, alone:'; WEIR='$(abspath $(B))/weir' \
-	    $(RUNNER) prove -It/lib --timer --state=failed,save; }
+	    $(UNITS) $(or $(T),$(wildcard t/*.t))
 
 # The table of which HTTP versions go together, from the test of it.
 matrix: $(B)/weir $(B)/quicwire
