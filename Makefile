@@ -96,11 +96,8 @@ test: tools
 	@$(MAKE) --no-print-directory check
 
 check: $(B)/weir $(B)/quicwire $(UNITS)
-	@rm -f .prove
 	WEIR='$(abspath $(B))/weir' $(RUNNER) prove -It/lib --timer -j$(J) \
-	    --state=save $(UNITS) $(or $(T),$(wildcard t/*.t)) || \
-	{ echo 'what failed is run again, alone:'; WEIR='$(abspath $(B))/weir' \
-	    $(RUNNER) prove -It/lib --timer --state=failed,save; }
+	    $(UNITS) $(or $(T),$(wildcard t/*.t))
 
 # What only a browser can tell; too heavy for every run.
 browsers: tools
