@@ -1162,11 +1162,16 @@ void end_drop_buffer(struct end *);  /* while nothing is buffered */
 void end_cut(struct end *);
 /* The two are each other's peer, by socketpair(2); false: no memory. */
 bool end_pair(struct end *, struct end *);
-/* Its socket, for layer.c. */
+
+/* ---- sock.c: an end's socket, for end.c and layer.c ---------------------- */
+
 enum why sock_recv(struct end *, void *buf, size_t cap, int flags, size_t *n,
                    struct fail *);
 enum why sock_send(struct end *, struct iovec *, int n, int flags,
                    struct fail *);
+enum why sock_splice_in(struct end *, int pipe_fd, size_t max, size_t *n,
+                        struct fail *);
+enum why sock_splice_out(struct end *, int pipe_fd, size_t n, struct fail *);
 
 /* ---- layer.c: TLS over an end's socket, or over TLS ---------------------- */
 
