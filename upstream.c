@@ -606,6 +606,7 @@ try_until(struct quic_try *t, int64_t until)
             t->next = t->n; /* the others are of the same server */
     }
     if (why == WHY_NONE) {
+        assert(t->up != NULL); /* there is an address, and it was tried */
         t->took.connect_us = now_us() - t->from_us;
         t->up->took = t->took;
     }
