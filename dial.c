@@ -121,8 +121,8 @@ address_same_host(const struct sockaddr_storage *a,
 }
 
 /* Would a connection to this address come back to one of our listeners? */
-static bool
-address_is_ours(const struct client *c, const struct address *a)
+bool
+dial_is_ours(const struct client *c, const struct address *a)
 {
     const struct weir *w = c->weir;
 
@@ -335,7 +335,7 @@ dial_addresses(const struct client *c, const char *host, uint16_t port,
     if (why != WHY_NONE)
         return why;
     for (size_t i = 0; i < *n; i++)
-        if (address_is_ours(c, &a[i]))
+        if (dial_is_ours(c, &a[i]))
             return fail_own(f, SIDE_WEIR, WHY_LOOP, "connect to ourselves");
     if (what != ACCESS_GRANTED &&
         (why = addresses_judge(c, name, name_port, what, a, n, f)) != WHY_NONE)

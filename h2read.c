@@ -63,7 +63,9 @@ on_begin_frame(nghttp2_session *ng, const nghttp2_frame_hd *hd, void *arg)
         return hd->length > 0
                    ? 0
                    : h2_spend(h, CALM_EMPTY, "too many empty frames");
-    case NGHTTP2_RST_STREAM:
+    case NGHTTP2_RST_STREAM: /* an origin's ends a stream that we opened */
+        if (h->side == SIDE_ORIGIN && h2_stream_at(h, hd->stream_id) != NULL)
+            return 0;
         return h2_spend(h, CALM_RESETS, "too many RST_STREAM frames");
     case NGHTTP2_SETTINGS:
         return ack ? 0 : h2_spend(h, CALM_SETTINGS, "too many SETTINGS frames");

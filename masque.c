@@ -21,7 +21,6 @@
  *          and connections inside send down from their owners' threads.
  * Blocks   as long as the tunnel lives.
  */
-#include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
 #include <poll.h>
@@ -34,11 +33,8 @@
 #include "proxy.h"
 
 enum {
-    BATCH = 32,     /* datagrams for one system call */
-    LOOK_MS = 1000, /* how often one who waits looks around */
-    FRONT = 16,     /* room for a capsule's head and the context */
-    SLOT = FRONT + UDP_MAX + 1,
-    RECEIVE = 1 << 20,   /* bytes: what the target may send ahead of us */
+    LOOK_MS = 1000,      /* how often one who waits looks around */
+    HEAD_MAX = 8,        /* of a capsule and the context */
     GRAM_MAX = 2048,     /* a datagram of HTTP/3 */
     INNER_MAX = 1 << 18, /* bytes that connections inside may send ahead */
 };
@@ -46,8 +42,13 @@ enum {
 static const char template[] = "/.well-known/masque/udp/";
 
 struct way { /* what went one way */
-    uint64_t bytes, datagrams, dropped;
+    struct traffic t;
     struct fail fail;
+};
+
+struct batch { /* packets' contents, to be sent together */
+    int n;
+    struct iovec all[LOT_MAX];
 };
 
 struct masque {
@@ -69,17 +70,17 @@ struct masque {
     /* needs lock: what comes from the client, as long as it is not opaque */
     pthread_mutex_t lock;
     struct nested *nested; /* NULL: opaque from the start */
-    struct way passed;     /* up, after it had to wait there */
+    struct traffic passed; /* up, after it had to wait there */
     /* needs down_lock: what connections inside send */
     pthread_mutex_t down_lock;
     struct store inner; /* capsules */
-    struct way inner_down;
+    struct traffic inner_down;
     /* the worker's, the session's owner's, the twin's */
     struct way up, heard, down;
-    struct capsules capsules;
-    int n_batch;
-    struct mmsghdr batch[BATCH];
-    struct iovec pieces[BATCH];
+    struct capsules capsules;  /* the worker's */
+    struct batch batch, grams; /* the worker's, the session's owner's */
+    char *gram_buf;            /* what lies in `grams` */
+    atomic_bool single;        /* packets are sent one by one */
 };
 
 /* ---- what is asked for --------------------------------------------------- */
@@ -101,7 +102,7 @@ masque_wanted(const struct client *c, struct head *req)
         req->path.len < n || memcmp(req->path.at, template, n) != 0)
         return false;
     return ourselves || (authority_parse(req->authority, host, &port) &&
-                         port == 0 && name_is_local(c->conf, host));
+                         port == 0 && host_is_ours(c->conf, host));
 }
 
 /* "%3A" and the like.  False: malformed, or too long. */
@@ -177,7 +178,8 @@ masque_target(struct span path, char host[HOST_MAX + 1], uint16_t *port)
 
 /* What the request says, and whether it may.  RFC 9298 section 3. */
 static enum why
-judge(struct masque *m, struct head *req, enum access *what, struct fail *f)
+judge_request(struct masque *m, struct head *req, enum access *what,
+              struct fail *f)
 {
     struct client *c = m->client;
     struct origin *to = &m->target, here;
@@ -215,7 +217,6 @@ masque_open(struct client *c, struct head *req, struct fail *f)
 {
     struct masque *m = calloc(1, sizeof *m);
     enum access what;
-    int most = RECEIVE, one = 1;
     enum why why;
 
     if (m == NULL) {
@@ -231,7 +232,7 @@ masque_open(struct client *c, struct head *req, struct fail *f)
     m->idle_ms = c->conf->udp_idle_s * 1000;
     if (atomic_fetch_add(&c->weir->n_udp_tunnels, 1) >= c->conf->udp_tunnels)
         why = fail_own(f, SIDE_WEIR, WHY_BUSY, "number of UDP tunnels");
-    else if ((why = judge(m, req, &what, f)) == WHY_NONE)
+    else if ((why = judge_request(m, req, &what, f)) == WHY_NONE)
         why = dial_udp(c, m->target.host, m->target.port, what, &m->fd, m->addr,
                        &m->took, f);
     if (why == WHY_NONE &&
@@ -241,9 +242,7 @@ masque_open(struct client *c, struct head *req, struct fail *f)
         masque_free(m);
         return NULL;
     }
-    /* Without these it works, with more loss, or with loss unknown. */
-    (void)setsockopt(m->fd, SOL_SOCKET, SO_RCVBUF, &most, sizeof most);
-    (void)setsockopt(m->fd, SOL_SOCKET, SO_RXQ_OVFL, &one, sizeof one);
+    lots_set_up(m->fd);
     return m;
 }
 
@@ -260,6 +259,7 @@ masque_free(struct masque *m)
         close(m->wake_fd);
     capsules_clear(&m->capsules);
     store_clear(&m->inner);
+    free(m->gram_buf);
     pthread_mutex_destroy(&m->lock);
     pthread_mutex_destroy(&m->down_lock);
     free(m);
@@ -309,39 +309,15 @@ finish(struct masque *m, struct way *way, enum why why)
         side_cut(&m->side);
 }
 
-/* ICMP says that nobody is there, and our kernel that there is no way. */
-static bool
-is_final(int code)
-{
-    return code == ECONNREFUSED || code == EHOSTUNREACH ||
-           code == ENETUNREACH || code == EPIPE || code == EBADF;
-}
-
 /* ---- up: datagrams to packets -------------------------------------------- */
 
-/* Send them to the target.  What the socket does not take is lost. */
+/* What has come of the socket.  After the tunnel's end it is our doing. */
 static enum why
-send_all(struct masque *m, struct way *way, struct mmsghdr *all, int n_all)
+judge(struct masque *m, struct way *way, int code, const char *op)
 {
-    for (int done = 0; done < n_all;) {
-        int n = sendmmsg(m->fd, all + done, (unsigned)(n_all - done),
-                         MSG_DONTWAIT | MSG_NOSIGNAL);
-
-        for (int i = 0; i < n; i++)
-            way->bytes += all[done + i].msg_hdr.msg_iov->iov_len;
-        if (n > 0) {
-            way->datagrams += (uint64_t)n;
-            done += n;
-        } else if (errno != EINTR && is_final(errno)) {
-            return atomic_load(&m->stop)
-                       ? WHY_OVER
-                       : fail_sys(&way->fail, SIDE_ORIGIN, "send", errno);
-        } else if (errno != EINTR) {
-            way->dropped++;
-            done++;
-        }
-    }
-    return WHY_NONE;
+    if (atomic_load(&m->stop))
+        return WHY_OVER;
+    return code != 0 ? fail_sys(&way->fail, SIDE_ORIGIN, op, code) : WHY_NONE;
 }
 
 /* What nested.c had kept, and does not want.  Its sender gets the failure of
@@ -355,40 +331,32 @@ pass_on(void *arg, const void *at, size_t len)
         m->passed.dropped++;
         return;
     }
-    m->passed.datagrams++;
+    m->passed.packets++;
     m->passed.bytes += len;
 }
 
 /* To whom they are for: the target, or a connection inside. */
 static enum why
-carry_packets(struct masque *m, struct way *way, struct mmsghdr *all, int n)
+carry_packets(struct masque *m, struct way *way, struct batch *b)
 {
-    int i = 0;
+    int i = 0, n = b->n;
 
+    b->n = 0;
     if (!atomic_load(&m->opaque)) {
         pthread_mutex_lock(&m->lock);
-        for (; i < n; i++) {
-            const struct iovec *piece = all[i].msg_hdr.msg_iov;
-
-            if (!nested_put(m->nested, piece->iov_base, piece->iov_len))
-                break;
-            way->bytes += piece->iov_len;
-            way->datagrams++;
+        for (; i < n &&
+               nested_put(m->nested, b->all[i].iov_base, b->all[i].iov_len);
+             i++) {
+            way->t.bytes += b->all[i].iov_len;
+            way->t.packets++;
         }
         if (i < n)
             atomic_store(&m->opaque, true);
         pthread_mutex_unlock(&m->lock);
     }
-    return i < n ? send_all(m, way, all + i, n - i) : WHY_NONE;
-}
-
-static enum why
-batch_send(struct masque *m)
-{
-    enum why why = carry_packets(m, &m->up, m->batch, m->n_batch);
-
-    m->n_batch = 0;
-    return why;
+    return judge(m, way,
+                 lots_send(m->fd, b->all + i, n - i, &m->single, &way->t),
+                 "send");
 }
 
 /* The content of a datagram, without its context.  WHY_MORE: it is in one that
@@ -411,22 +379,35 @@ unwrap(struct way *way, struct span value, struct iovec *content)
     return WHY_NONE;
 }
 
-/* A datagram of HTTP/3.  The session's owner calls. */
+/* Those that came together.  The session's owner calls. */
+static void
+heard(void *arg)
+{
+    struct masque *m = arg;
+    enum why why = carry_packets(m, &m->heard, &m->grams);
+
+    if (why != WHY_NONE && why != WHY_OVER)
+        finish(m, &m->heard, why);
+}
+
+/* A datagram of HTTP/3.  The session's owner calls; it is gone when we return.
+ */
 static void
 hear(void *arg, const void *at, size_t len)
 {
     struct masque *m = arg;
-    struct iovec content;
-    struct mmsghdr one = {.msg_hdr = {.msg_iov = &content, .msg_iovlen = 1}};
+    struct iovec *content = &m->grams.all[m->grams.n];
+    char *buf = m->gram_buf + m->grams.n * GRAM_MAX;
     enum why why;
 
-    if (atomic_load(&m->stop))
+    if (atomic_load(&m->stop) || len > GRAM_MAX)
         return;
     moved(m);
-    why = unwrap(&m->heard, (struct span){at, len}, &content);
-    if (why == WHY_NONE)
-        why = carry_packets(m, &m->heard, &one, 1);
-    if (why != WHY_NONE && why != WHY_MORE && why != WHY_OVER)
+    memcpy(buf, at, len);
+    why = unwrap(&m->heard, (struct span){buf, len}, content);
+    if (why == WHY_NONE && ++m->grams.n == LOT_MAX)
+        heard(m);
+    if (why != WHY_NONE && why != WHY_MORE)
         finish(m, &m->heard, why);
 }
 
@@ -434,15 +415,10 @@ hear(void *arg, const void *at, size_t len)
 static enum why
 batch_add(struct masque *m, struct span value)
 {
-    struct iovec *content = &m->pieces[m->n_batch];
-    enum why why = unwrap(&m->up, value, content);
+    enum why why = unwrap(&m->up, value, &m->batch.all[m->batch.n]);
 
-    if (why == WHY_MORE)
-        return WHY_NONE;
-    if (why == WHY_NONE)
-        m->batch[m->n_batch++].msg_hdr =
-            (struct msghdr){.msg_iov = content, .msg_iovlen = 1};
-    return why;
+    m->batch.n += why == WHY_NONE;
+    return why == WHY_MORE ? WHY_NONE : why;
 }
 
 /* A datagram that is too long begins like this: nobody may send one in context
@@ -477,11 +453,11 @@ carry_up(struct masque *m, struct span got)
             return fail_sys(&m->up.fail, SIDE_WEIR, "read capsule", ENOMEM);
         why = why == WHY_LIMIT ? judge_long(m, value) : batch_add(m, value);
         /* One that was put together lies where the next one will. */
-        if (why == WHY_NONE && m->n_batch > 0 &&
-            (m->n_batch == BATCH || value.at == m->capsules.value))
-            why = batch_send(m);
+        if (why == WHY_NONE && m->batch.n > 0 &&
+            (m->batch.n == LOT_MAX || value.at == m->capsules.value))
+            why = carry_packets(m, &m->up, &m->batch);
     }
-    return why == WHY_MORE ? batch_send(m) : why;
+    return why == WHY_MORE ? carry_packets(m, &m->up, &m->batch) : why;
 }
 
 static bool
@@ -550,56 +526,24 @@ up_run(struct masque *m)
 
 /* ---- down: packets to capsules ------------------------------------------- */
 
-struct slots { /* packets of one system call, each behind room for its head */
-    struct mmsghdr msgs[BATCH];
-    struct iovec in[BATCH], out[BATCH];
-    union {
-        struct cmsghdr align;
-        char at[CMSG_SPACE(sizeof(uint32_t))];
-    } notes[BATCH];
-    uint32_t lost; /* as the kernel counts */
-    char at[BATCH][SLOT];
+struct capsule_lot { /* capsules to be written: a head and a packet, in turn */
+    int n;
+    struct iovec out[2 * LOT_MAX];
+    char heads[LOT_MAX][HEAD_MAX];
 };
 
-static void
-slots_reset(struct slots *s)
-{
-    for (int i = 0; i < BATCH; i++) {
-        s->in[i] = (struct iovec){s->at[i] + FRONT, SLOT - FRONT};
-        s->msgs[i].msg_hdr =
-            (struct msghdr){.msg_iov = &s->in[i],
-                            .msg_iovlen = 1,
-                            .msg_control = &s->notes[i],
-                            .msg_controllen = sizeof s->notes[i]};
-    }
-}
-
-/* How many packets the kernel had no room for, since the last time. */
-static uint64_t
-lost_before(struct slots *s, struct msghdr *msg)
-{
-    uint32_t total = s->lost;
-
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c != NULL;
-         c = CMSG_NXTHDR(msg, c))
-        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_RXQ_OVFL)
-            memcpy(&total, CMSG_DATA(c), sizeof total);
-    total -= s->lost;
-    s->lost += total;
-    return total;
-}
-
-/* A packet in its slot becomes a capsule. */
-static struct iovec
-wrap(char *slot, size_t len)
+/* What stands before a packet of len bytes: a capsule's head and the context.
+ * Returns its length. */
+static size_t
+put_head(char out[HEAD_MAX], size_t len)
 {
     char head[CAPSULE_HEAD + 1];
     size_t n = capsule_put_datagram(head, len + 1);
 
-    head[n++] = 0; /* the context, once more */
-    assert(n <= FRONT);
-    memcpy(slot + FRONT - n, head, n);
-    return (struct iovec){slot + FRONT - n, n + len};
+    head[n++] = 0;
+    assert(n <= HEAD_MAX); /* UDP's lengths have two bytes */
+    memcpy(out, head, n);
+    return n;
 }
 
 /* Does the client take datagrams of HTTP/3?  It says so in its settings, which
@@ -610,40 +554,52 @@ says(struct masque *m)
     return m->stream != NULL && stream_say_max(m->stream) > 0;
 }
 
-/* Packets that are here, to the client. */
+/* One packet.  The byte before it is ours: what was there has been sent. */
 static enum why
-carry_down(struct masque *m, struct slots *s)
+put_packet(struct masque *m, struct capsule_lot *c, char *at, size_t len,
+           bool say)
 {
-    bool say = says(m);
-    struct way *way = &m->down;
-    int n;
+    struct traffic *t = &m->down.t;
+    char *head = c->heads[c->n / 2];
 
-    slots_reset(s);
-    n = recvmmsg(m->fd, s->msgs, BATCH, MSG_DONTWAIT, NULL);
-    if (atomic_load(&m->stop))
-        return WHY_OVER;
-    if (n < 0)
-        return !is_final(errno)
-                   ? WHY_NONE
-                   : fail_sys(&way->fail, SIDE_ORIGIN, "receive", errno);
-    for (int i = 0; i < n; i++) {
-        char *slot = s->at[i];
-        size_t len = s->msgs[i].msg_len;
-
-        way->dropped += lost_before(s, &s->msgs[i].msg_hdr);
-        slot[FRONT - 1] = 0; /* the context */
+    if (say) {
+        at[-1] = 0; /* the context */
         /* RFC 9298 section 6.1: what does not fit must not come as a capsule,
          * or the peer would never find out. */
-        if (say && !stream_say(m->stream, slot + FRONT - 1, len + 1)) {
-            way->dropped++;
-            continue;
+        if (!stream_say(m->stream, at - 1, len + 1)) {
+            t->dropped++;
+            return WHY_NONE;
         }
-        s->out[i] = wrap(slot, len);
-        way->bytes += len;
-        way->datagrams++;
+    } else {
+        c->out[c->n++] = (struct iovec){head, put_head(head, len)};
+        c->out[c->n++] = (struct iovec){at, len};
     }
+    t->bytes += len;
+    t->packets++;
+    if (c->n < 2 * LOT_MAX)
+        return WHY_NONE;
+    c->n = 0;
+    return side_write(&m->side, c->out, 2 * LOT_MAX, &m->down.fail);
+}
+
+/* Packets that are here, to the client. */
+static enum why
+carry_down(struct masque *m, struct lots *l)
+{
+    bool say = says(m);
+    struct capsule_lot c;
+    enum why why =
+        judge(m, &m->down, lots_receive(m->fd, l, &m->down.t), "receive");
+    char *at;
+    size_t len;
+
+    c.n = 0;
     moved(m);
-    return say ? WHY_NONE : side_write(&m->side, s->out, n, &way->fail);
+    while (why == WHY_NONE && lots_next(l, &at, &len))
+        why = put_packet(m, &c, at, len, say);
+    if (why == WHY_NONE && c.n > 0)
+        why = side_write(&m->side, c.out, c.n, &m->down.fail);
+    return why;
 }
 
 /* A connection inside has a packet for the client. */
@@ -651,24 +607,22 @@ static void
 inner_send(void *arg, const void *at, size_t len)
 {
     struct masque *m = arg;
-    char slot[FRONT + GRAM_MAX];
-    struct iovec whole;
+    char packet[HEAD_MAX + GRAM_MAX];
+    size_t n_head = put_head(packet, len);
     uint64_t one = 1;
-    bool good = len <= GRAM_MAX;
+    bool good;
 
-    if (!good)
+    if (len > GRAM_MAX)
         return;
-    memcpy(slot + FRONT, at, len);
-    slot[FRONT - 1] = 0;
-    whole = wrap(slot, len);
+    memcpy(packet + n_head, at, len);
     pthread_mutex_lock(&m->down_lock);
     if (says(m))
-        good = stream_say(m->stream, slot + FRONT - 1, len + 1);
+        good = stream_say(m->stream, packet + n_head - 1, len + 1);
     else
-        good = m->inner.len + whole.iov_len <= INNER_MAX &&
-               store_add(&m->inner, whole.iov_base, whole.iov_len);
+        good = m->inner.len + n_head + len <= INNER_MAX &&
+               store_add(&m->inner, packet, n_head + len);
     m->inner_down.bytes += good ? len : 0;
-    m->inner_down.datagrams += good;
+    m->inner_down.packets += good;
     m->inner_down.dropped += !good;
     pthread_mutex_unlock(&m->down_lock);
     moved(m);
@@ -701,24 +655,24 @@ static void
 down_run(void *arg)
 {
     struct masque *m = arg;
-    struct slots *s = calloc(1, sizeof *s);
+    struct lots *l = lots_new();
     struct store buf = {0};
     struct pollfd p[2] = {{.fd = m->fd, .events = POLLIN},
                           {.fd = m->wake_fd, .events = POLLIN}};
     enum why why = WHY_NONE;
 
-    if (s == NULL)
+    if (l == NULL)
         why = fail_sys(&m->down.fail, SIDE_WEIR, "receive", ENOMEM);
     while (why == WHY_NONE && !atomic_load(&m->stop)) {
         if (poll(p, 2, LOOK_MS) <= 0)
             continue;
         if (p[0].revents != 0)
-            why = carry_down(m, s);
+            why = carry_down(m, l);
         if (why == WHY_NONE && p[1].revents != 0)
             why = carry_inner(m, &buf);
     }
     store_clear(&buf);
-    free(s);
+    lots_free(l);
     finish(m, &m->down, why);
 }
 
@@ -742,12 +696,12 @@ log_tunnel(const struct masque *m, bool inside)
     log_str(&l, "protocol", "connect-udp");
     log_str(&l, "target", target);
     log_str(&l, "origin", m->addr);
-    log_int(&l, "up", (int64_t)m->up.bytes);
-    log_int(&l, "down", (int64_t)m->down.bytes);
-    log_int(&l, "up_datagrams", (int64_t)m->up.datagrams);
-    log_int(&l, "down_datagrams", (int64_t)m->down.datagrams);
-    log_int(&l, "up_dropped", (int64_t)m->up.dropped);
-    log_int(&l, "down_dropped", (int64_t)m->down.dropped);
+    log_int(&l, "up", (int64_t)m->up.t.bytes);
+    log_int(&l, "down", (int64_t)m->down.t.bytes);
+    log_int(&l, "up_datagrams", (int64_t)m->up.t.packets);
+    log_int(&l, "down_datagrams", (int64_t)m->down.t.packets);
+    log_int(&l, "up_dropped", (int64_t)m->up.t.dropped);
+    log_int(&l, "down_dropped", (int64_t)m->down.t.dropped);
     if (inside)
         log_str(&l, "inside", "intercepted");
     log_ms(&l, "dns_ms", m->took.dns_us);
@@ -760,10 +714,10 @@ log_tunnel(const struct masque *m, bool inside)
 
 /* What went another way than the usual one counts as well. */
 static void
-add_way(struct way *to, const struct way *from)
+add(struct traffic *to, const struct traffic *from)
 {
     to->bytes += from->bytes;
-    to->datagrams += from->datagrams;
+    to->packets += from->packets;
     to->dropped += from->dropped;
 }
 
@@ -789,10 +743,10 @@ run(struct masque *m, struct worker *w)
         return;
     }
     if (m->stream != NULL)
-        stream_hear(m->stream, (struct hearer){hear, m});
+        stream_hear(m->stream, (struct hearer){hear, heard, m});
     up_run(m);
     if (m->stream != NULL)
-        stream_hear(m->stream, (struct hearer){NULL, NULL});
+        stream_hear(m->stream, (struct hearer){NULL, NULL, NULL});
     if (!twin_wait(w, LOOK_MS)) { /* it waits for one who does not read */
         side_cut(&m->side);
         if (m->side.end != NULL)
@@ -820,8 +774,10 @@ masque_run(struct masque *m, struct worker *w, struct tunnel_side client,
     struct fail ignored = {0};
     bool inside;
 
+    if (stream != NULL)
+        m->gram_buf = malloc((size_t)LOT_MAX * GRAM_MAX);
     m->side = client;
-    m->stream = stream;
+    m->stream = m->gram_buf != NULL ? stream : NULL;
     m->first = &m->up;
     m->nested = nested_new(m->client, &m->target, &user);
     atomic_store(&m->opaque, m->nested == NULL);
@@ -831,9 +787,9 @@ masque_run(struct masque *m, struct worker *w, struct tunnel_side client,
     watch_client(m, NULL);
     inside = m->nested != NULL && nested_taken(m->nested);
     nested_free(m->nested);
-    add_way(&m->up, &m->heard);
-    add_way(&m->up, &m->passed);
-    add_way(&m->down, &m->inner_down);
+    add(&m->up.t, &m->heard.t);
+    add(&m->up.t, &m->passed);
+    add(&m->down.t, &m->inner_down);
     /* Quiet is no fault. */
     if (m->first->fail.why == WHY_NONE || m->first->fail.why == WHY_IDLE)
         (void)side_finish(&m->side, &ignored);

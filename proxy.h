@@ -533,7 +533,7 @@ struct hub {
     bool nudged; /* something else than a call came for him */
     bool over;   /* nobody serves the streams any more */
     struct stream *calls, *last_call; /* who wants something of the owner */
-    size_t n_live;                    /* streams whose user is not through */
+    atomic_size_t n_live;             /* streams whose user is not through */
     size_t owed;                      /* bytes read, no credit given yet */
     pthread_cond_t left;              /* n_live is 0 */
     struct stream *spare;             /* waiting for use, linked by next */
@@ -549,6 +549,7 @@ struct hub {
  * in. */
 struct hearer {
     void (*hear)(void *arg, const void *at, size_t len);
+    void (*heard)(void *arg); /* those that came together; NULL: never mind */
     void *arg;
 };
 
@@ -878,6 +879,26 @@ struct exchange {
     struct fail fail;              /* what ended it; why NONE: it completed */
 };
 
+/* The request's content on its way up.  The gate is shut while the worker
+ * writes a request head: first bytes wait behind it, and once they have passed
+ * the request cannot be sent a second time. */
+struct upload {
+    struct exchange *x;
+    /* the worker's alone */
+    bool started;
+    bool unheard; /* nobody will hear the rest */
+    pthread_mutex_t lock;
+    pthread_cond_t opened;
+    /* needs lock */
+    bool shut, begun;
+    struct http *to; /* NULL behind a shut gate */
+    /* either thread */
+    atomic_bool done, discard;
+    atomic_llong moved_at;
+    /* the twin's; read after twin_wait(), or once `done` is seen */
+    struct fail fail;
+};
+
 struct tunnel_side { /* an end, or a stream of an h2/h3 session */
     struct end *end;
     struct http *http; /* used when end is NULL: its content is the bytes */
@@ -1090,6 +1111,22 @@ struct conn *conn_new_quic(struct weir *, struct wire *,
 enum why connect_route(struct client *, struct head *req, struct origin *,
                        struct fail *); /* where a CONNECT leads */
 bool conn_wants(const struct config *, const struct origin *);
+/* For the states that have rooms of their own. */
+enum conn_state conn_park(struct conn *, enum conn_state resume,
+                          int64_t until_ms);
+int64_t conn_idle_until(const struct conn *);
+enum conn_state conn_goodbye(struct conn *, const struct fail *);
+
+/* ---- detect.c: what does a client speak? --------------------------------- */
+
+enum conn_state conn_detect(struct conn *);
+
+/* ---- handshake.c: TLS that a client begins ------------------------------- */
+
+enum conn_state conn_handshake(struct conn *);
+int handshake_quic(void *conn, const struct hello *, struct leaf **);
+void conn_log_refusal(const struct conn *, const char *name,
+                      const struct fail *);
 
 /* ---- serve.c: one stream of a client's session --------------------------- */
 
@@ -1125,11 +1162,16 @@ void end_drop_buffer(struct end *);  /* while nothing is buffered */
 void end_cut(struct end *);
 /* The two are each other's peer, by socketpair(2); false: no memory. */
 bool end_pair(struct end *, struct end *);
-/* Its socket, for layer.c. */
+
+/* ---- sock.c: an end's socket, for end.c and layer.c ---------------------- */
+
 enum why sock_recv(struct end *, void *buf, size_t cap, int flags, size_t *n,
                    struct fail *);
 enum why sock_send(struct end *, struct iovec *, int n, int flags,
                    struct fail *);
+enum why sock_splice_in(struct end *, int pipe_fd, size_t max, size_t *n,
+                        struct fail *);
+enum why sock_splice_out(struct end *, int pipe_fd, size_t n, struct fail *);
 
 /* ---- layer.c: TLS over an end's socket, or over TLS ---------------------- */
 
@@ -1214,6 +1256,7 @@ enum why head_route(struct head *req, const struct client *, struct origin *,
                     bool *ourselves, struct fail *);
 bool host_is_address(const char *host);
 bool name_is_local(const struct config *, const char *host); /* ourselves */
+bool host_is_ours(const struct config *, const char *host);  /* or address */
 void origin_authority(const struct origin *, char *out, size_t cap);
 
 /* ---- exchange.c: one request and its answer ------------------------------ */
@@ -1221,6 +1264,16 @@ void origin_authority(const struct origin *, char *out, size_t cap);
 enum exchange_end exchange_run(struct exchange *);
 /* There is no proper request: answer with what x->fail says, and close. */
 enum exchange_end exchange_refuse(struct exchange *);
+
+/* ---- upload.c: a request's content, by the worker's twin ----------------- */
+
+void upload_init(struct upload *, struct exchange *);
+bool upload_start(struct upload *, struct http *to); /* or go on, to another */
+bool upload_hold(struct upload *); /* false: something has passed already */
+bool upload_client_failed(struct upload *);
+void upload_join(struct upload *, bool hopeless);
+enum why http_splice(struct http *from, struct http *to, atomic_llong *moved_at,
+                     struct fail *); /* WHY_MORE: not here */
 
 /* ---- page.c: what weir says itself --------------------------------------- */
 
@@ -1352,6 +1405,7 @@ void stream_serve(struct stream *, void (*serve)(void *arg, struct fibers *),
 bool stream_put_head(struct stream *, struct head *); /* takes what is in it */
 bool stream_put_data(struct stream *, const void *, size_t len);
 void stream_put_gram(struct stream *, const void *, size_t len);
+void stream_end_grams(struct stream *); /* no more have come for now */
 void stream_put_end(struct stream *, struct head *tail); /* tail may be NULL */
 void stream_break(struct stream *, enum why, const char *op, int code,
                   const char *(*text)(int));
@@ -1415,7 +1469,7 @@ struct h2 {
     struct store out; /* frames not yet sent */
     struct calm calm;
     int64_t now, tick_at, blocked_at, block_from, heard_at, ping_at, idle_from;
-    uint64_t n_asked;  /* server role: PINGs behind answers that came early */
+    uint64_t n_asked, n_acked; /* server role: PINGs behind early answers */
     bool early;        /* there may be such an answer that none was sent for */
     uint32_t code;     /* the session shall end with it */
     const char *cause; /* why; NULL: it goes on */
@@ -1429,7 +1483,7 @@ struct h2 {
     /* needs hub.lock */
     pthread_cond_t settled;
     bool settings_seen, extended, leaving, stop;
-    size_t peer_max;
+    atomic_size_t peer_max;
     bool used;
 };
 
@@ -1511,6 +1565,7 @@ struct quic_conf {
     int idle_ms, handshake_ms, rtt_ms; /* rtt_ms: what to assume at first */
     size_t streams;                    /* that the peer may open */
     size_t stream_window, window;
+    bool tunnelled; /* what fits is to be found out, not known */
 };
 struct quic *quic_accept(struct wire *, gnutls_session_t,
                          const struct quic_conf *, const struct quic_user *);
@@ -1635,6 +1690,7 @@ void h3_free(struct h3 *);
 enum why h3_run(struct h3 *, int linger_ms, struct fail *);
 int h3_wake_fd(const struct h3 *);
 int64_t h3_until(const struct h3 *); /* ms */
+bool h3_is_idle(const struct h3 *);  /* at rest: no stream is open */
 void h3_goodbye(struct h3 *);        /* at rest: tell the peer that it ends */
 uint64_t h3_served(const struct h3 *);
 struct quic_bytes h3_bytes(const struct h3 *);
@@ -1691,6 +1747,7 @@ void demux_end(struct demux *);
 size_t demux_live(struct demux *); /* connections */
 
 /* A connection's side of it: its owner's. */
+bool wire_tunnelled(const struct wire *);   /* are its datagrams in a tunnel? */
 void wire_own(struct wire *, struct hub *); /* NULL: nobody owns it any more */
 const struct quic_birth *wire_birth(const struct wire *);
 bool wire_read(struct wire *, struct store *); /* swapped in; see wire_next() */
@@ -1824,6 +1881,23 @@ bool nested_put(struct nested *, const void *, size_t len); /* false: opaque */
 bool nested_taken(const struct nested *);
 void nested_free(struct nested *);
 
+/* ---- lots.c: packets on a connected UDP socket, many at once --------------
+ */
+
+enum { LOT_MAX = 64 }; /* packets of a lot */
+struct traffic {
+    uint64_t bytes, packets, dropped;
+};
+struct lots; /* what was received */
+struct lots *lots_new(void);
+void lots_free(struct lots *);
+void lots_set_up(int fd);
+/* 0, or the errno after which no packet will pass. */
+int lots_send(int fd, struct iovec *, int n, atomic_bool *single,
+              struct traffic *);
+int lots_receive(int fd, struct lots *, struct traffic *);
+bool lots_next(struct lots *, char **at, size_t *len);
+
 /* ---- masque.c: UDP through HTTP (connect-udp) -----------------------------
  */
 
@@ -1923,6 +1997,7 @@ enum why dial_udp_at(const struct address *, bool quic, int *fd,
 enum why dial_udp(const struct client *, const char *host, uint16_t port,
                   enum access, int *fd, char addr[ADDR_MAX],
                   struct clock_marks *, struct fail *);
+bool dial_is_ours(const struct client *, const struct address *);
 void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 uint16_t address_port(const struct sockaddr_storage *);
@@ -1978,11 +2053,14 @@ void parent_judge(struct parent *, const struct fail *, uint64_t conn);
 bool parent_is_direct(const struct config *, const struct origin *);
 bool parent_absolute(const struct parent *, const struct origin *);
 struct span parent_credentials(const struct client *, const struct parent *);
+
+/* ---- through.c: a way through a parent ----------------------------------- */
+
 struct secure;
 struct sessions;
 extern const struct origin parent_itself; /* for sessions with it */
-enum why parent_open(const struct client *, struct secure *, struct sessions *,
-                     struct upstream *, bool *again, struct fail *);
+enum why through_open(const struct client *, struct secure *, struct sessions *,
+                      struct upstream *, bool *again, struct fail *);
 
 /* ---- bridge.c: a stream of a session, made an end ------------------------ */
 
@@ -2002,6 +2080,7 @@ enum why secure_parent(struct secure *, const struct client *, struct end *,
                        const struct parent *, struct fail *);
 void secure_save_ticket(struct secure *, struct upstream *);
 bool secure_known(struct secure *, const struct origin *, struct known *);
+int secure_alpn(struct secure *, const struct origin *); /* -1: not known */
 /* The same for QUIC: a client's session with a ticket, for quic_connect(); is
  * the peer who he should be; what may be remembered when it ends.  up: origin
  * set; insecure is set by the first. */

@@ -1209,6 +1209,8 @@ stream_hear(struct stream *s, struct hearer hearer)
     }
     if (at > 0)
         store_clear(&s->unheard);
+    if (hearer.heard != NULL)
+        hearer.heard(hearer.arg);
     pthread_mutex_unlock(&s->gram_lock);
 }
 
@@ -1224,5 +1226,15 @@ stream_put_gram(struct stream *s, const void *at, size_t len)
                !store_add(&s->unheard, at, len)) {
         s->unheard.len -= sizeof len;
     }
+    pthread_mutex_unlock(&s->gram_lock);
+}
+
+/* Those that came together have been put.  The owner's. */
+void
+stream_end_grams(struct stream *s)
+{
+    pthread_mutex_lock(&s->gram_lock);
+    if (s->hearer.heard != NULL)
+        s->hearer.heard(s->hearer.arg);
     pthread_mutex_unlock(&s->gram_lock);
 }

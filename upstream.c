@@ -2,7 +2,7 @@
  * upstream.c - from a target to a connected, ready origin.
  *
  * The one room that opens ways to targets: directly by dial.c, or through a
- * parent by parent.c.
+ * parent by through.c.
  *
  * Takes a way to an origin out of a cache of idle ones, or dials (dial.c) and
  * makes it ready: TLS (secure.c) and a codec to speak on.  To an origin that is
@@ -253,8 +253,8 @@ way_open(const struct client *c, const struct wish *w, struct parent *parent,
     if (parent != NULL && w->what == ACCESS_BY_ADDRESS) {
         why = access_denied(c, o->host, o->port, "not in target_allow", f);
     } else if (parent != NULL) {
-        why = parent_open(c, c->weir->upstreams->secure,
-                          c->weir->upstreams->sessions, up, again, f);
+        why = through_open(c, c->weir->upstreams->secure,
+                           c->weir->upstreams->sessions, up, again, f);
     } else {
         why = dial_direct(c, up, w->what, w->watch, f);
     }
@@ -424,13 +424,11 @@ static bool
 may_share(const struct client *c, const struct origin *o,
           const struct parent *parent)
 {
-    struct known known;
-
     if (parent_absolute(parent, o))
         return atomic_load(&parent->alpn) == ALPN_H2;
     if (!o->tls)
         return match_host(c->conf->h2c, o->host, o->port);
-    return !upstream_known(c, o, &known) || (known.alpn & ALPN_H2);
+    return secure_alpn(c->weir->upstreams->secure, o) & ALPN_H2; /* so is -1 */
 }
 
 /* How long a turn may last that somebody else has. */

@@ -55,9 +55,9 @@
 enum {
     LOT = 60000, /* bytes given to the kernel at once */
     BUF = 65536,
-    QUIET_MS = 200,   /* nothing came for so long: the rest is lost */
-    PAYLOAD = 1452,   /* of our QUIC packets */
-    SOCKET = 8 << 20, /* the target's buffer: it is not what is measured */
+    QUIET_MS = 200,    /* nothing came for so long: the rest is lost */
+    PAYLOAD = 1452,    /* of our QUIC packets */
+    SOCKET = 64 << 20, /* the target's buffer: it is not what is measured */
 };
 
 static struct {
@@ -484,7 +484,7 @@ write_packet(ngtcp2_tstamp now)
     ngtcp2_ssize n = 0, taken;
     ngtcp2_pkt_info pi;
 
-    if (c.open && opt.up && (int64_t)now < ends_at &&
+    if (began_at != 0 && opt.up && (int64_t)now < ends_at &&
         c.n_up < due((int64_t)now)) {
         ngtcp2_vec v = {gram, 2 + opt.bytes}; /* stream 0, context 0 */
         int accepted = 0;
@@ -585,6 +585,20 @@ client_close(void)
 }
 
 static void
+say_hello(void)
+{
+    uint8_t hello[3] = {0, 0, 'h'};
+    ngtcp2_vec v = {hello, 3};
+    ngtcp2_ssize n =
+        ngtcp2_conn_writev_datagram(c.conn, NULL, NULL, c.lot, PAYLOAD, NULL, 0,
+                                    0, &v, 1, (ngtcp2_tstamp)now_ns());
+
+    if (n > 0)
+        lot_added((size_t)n);
+    lot_flush();
+}
+
+static void
 run_h3(unsigned target)
 {
     bool begun = false;
@@ -597,18 +611,10 @@ run_h3(unsigned target)
         struct timespec wait;
 
         client_write();
-        if (c.open && !begun) {
-            uint8_t hello[3] = {0, 0, 'h'};
-            ngtcp2_vec v = {hello, 3};
-            ngtcp2_ssize n = ngtcp2_conn_writev_datagram(
-                c.conn, NULL, NULL, c.lot, PAYLOAD, NULL, 0, 0, &v, 1,
-                (ngtcp2_tstamp)now_ns());
-
-            if (n > 0)
-                lot_added((size_t)n);
-            lot_flush();
-            begin();
-            begun = true;
+        if (c.open && !begun) { /* until the target knows us */
+            say_hello();
+            if ((begun = atomic_load(&known)))
+                begin();
         }
         if (begun && is_over()) {
             client_close();
