@@ -1287,13 +1287,15 @@ bool ws_accepted(const struct h1 *, const struct head *); /* as a client */
 struct section { /* one that is being received */
     struct head head;
     struct span method, scheme, authority, path, protocol, status;
-    enum version version; /* HTTP_2, unless its user sets another */
-    size_t bytes;         /* as RFC 9113 section 6.5.2 counts */
+    enum version version;
+    size_t bytes; /* as RFC 9113 section 6.5.2 counts */
     size_t max_bytes, max_fields;
     bool over;   /* a ceiling was met: fields are dropped */
     bool failed; /* no memory */
 };
 void section_init(struct section *, const struct config *);
+void section_begin(struct section *, enum version, size_t max_bytes,
+                   size_t max_fields); /* the same, with limits of its own */
 void section_reset(struct section *);
 void section_clear(struct section *);
 void section_add(struct section *, struct span name, struct span value,
@@ -1551,6 +1553,75 @@ struct h3_user { /* whoever has a session */
     enum why (*verify)(void *arg, gnutls_session_t, struct fail *);
     uint64_t id; /* for the log; 0: none */
 };
+struct lane { /* what the owner keeps of a request's stream */
+    int64_t id;
+    struct stream *s;        /* NULL: no complete head has come, or nobody
+                                wants it */
+    struct section *section; /* that is coming; NULL: none is */
+    struct head *tail;       /* has come; the end has not */
+    struct chunk *sent, *last_sent;
+    size_t unacked;   /* bytes of sent */
+    bool choked;      /* too many: the library shall not ask */
+    bool stopped;     /* the peer was asked to send no more */
+    int64_t begun_at; /* ms */
+    struct lane *next, *prev;
+};
+
+struct lanes { /* all of a session */
+    struct lane *first;
+    struct section *spare; /* memory for the next head; NULL: none */
+    size_t max_bytes, max_fields;
+};
+
+enum {
+    H3_GRAM_MAX = 1500,    /* bytes of a datagram with its stream's number */
+    H3_SETTINGS_MAX = 256, /* bytes of an origin's first frame */
+};
+
+struct nghttp3_conn;
+struct nghttp3_callbacks;
+
+struct h3 {
+    struct hub hub;
+    struct fibers fibers; /* server role: serve those streams that can be */
+    /* set at the beginning, then only read */
+    enum side side; /* whom we speak with */
+    struct h3_user user;
+    struct wire *wire; /* server role */
+    int fd;            /* client role: quic's */
+    int idle_ms, head_ms, stall_ms, alive_ms;
+    size_t max_streams;
+    /* the owner's alone */
+    struct quic *quic;
+    struct nghttp3_conn *ng;
+    struct stream *all, *fresh, *held;
+    struct lanes lanes;
+    struct lane *resume; /* the library may ask it again */
+    struct store in, grams;
+    char *buf; /* client role: READ_MAX bytes of datagrams */
+    char gram[H3_GRAM_MAX];
+    struct stream *gram_to;         /* who got the last one */
+    char settings[H3_SETTINGS_MAX]; /* client role: how the peer's control
+                                    stream begins */
+    size_t n_settings;
+    bool takes_connect; /* what they say */
+    struct calm calm;
+    int64_t now, tick_at, idle_from, control_id;
+    bool said_goodbye, shut, kept_alive, peer_grams;
+    bool useful;      /* something came of what is being read */
+    size_t n_useless; /* bytes in a row of which nothing came */
+    int n_refusals;   /* in a row */
+    size_t gram_max, n_credit;
+    size_t n_open; /* of all */
+    uint64_t n_served, trim_at;
+    /* needs hub.lock */
+    pthread_cond_t settled;
+    bool settings_seen, extended, ready, leaving, used;
+    struct fail failed; /* client role: before it was ready */
+    size_t peer_max;
+    /* any thread */
+    atomic_bool stop;
+};
 struct h3 *h3_accept(struct wire *, const struct config *,
                      const struct h3_user *);
 /* fd: a connected UDP socket, non-blocking; it and the TLS session (of
@@ -1574,6 +1645,38 @@ enum why h3_ready(struct h3 *, int64_t until, struct fail *);
 struct stream *h3_open(struct h3 *, bool *used);
 int h3_extended(struct h3 *, int64_t until);
 void h3_stop(struct h3 *);
+
+/* What h3.c, h3in.c and h3out.c have for each other; the owner's alone. */
+int h3_give_up(struct h3 *, uint64_t code, const char *cause);
+int h3_no_memory(struct h3 *);
+bool h3_judge(struct h3 *, int rc);
+int h3_spend(struct h3 *, enum calm_kind, int n, const char *cause);
+const char *h3_code_text(int code);
+void h3_add(struct h3 *, struct stream *);
+void h3_let_go(struct h3 *, struct stream *);
+void h3_stream_over(struct h3 *);
+void h3_stop_reading(struct h3 *, int64_t id, uint64_t code);
+void h3_reset(struct h3 *, int64_t id, uint64_t code);
+void h3_leave(struct h3 *);
+/* h3in.c: what comes */
+void h3_in(struct nghttp3_callbacks *, struct quic_user *);
+enum why h3_receive(struct h3 *, struct fail *);
+/* h3out.c: what goes */
+void h3_out(struct nghttp3_callbacks *, struct quic_user *);
+void h3_serve(struct h3 *, struct stream *);
+void h3_serve_calls(struct h3 *);
+void h3_let_held_go(struct h3 *);
+
+/* ---- lane.c: what the owner of an HTTP/3 session keeps of a stream ------- */
+
+struct lane *lane_new(struct lanes *, int64_t id, int64_t now);
+struct lane *lane_find(const struct lanes *, int64_t id);
+void lane_free(struct lanes *, struct lane *);
+bool lane_begin(struct lanes *, struct lane *);
+void lane_end(struct lanes *, struct lane *);
+void lanes_rest(struct lanes *);
+bool lane_take(struct lane *, struct span *);
+void lane_acked(struct lane *, size_t len);
 
 /* ---- demux.c: datagrams to QUIC connections ------------------------------ */
 
