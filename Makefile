@@ -29,7 +29,8 @@ PKG_BESIDE = curl>=8.1 libcurl4>=8.1
 PKG_FUZZ  = $(PKG_RUN) clang
 PKG_LINT  = $(PKG_RUN) clang-tidy cppcheck clang-format
 PKG_BENCH = $(PKG_RUN) perl squid-openssl haproxy tinyproxy mitmproxy nginx \
-            dante-server? sslsplit hitch nghttp2-proxy
+            dante-server? sslsplit hitch nghttp2-proxy nghttp2-server \
+            nghttp2-client
 
 # ---- what is built --------------------------------------------------------
 CFLAGS    = -O2 -g
@@ -53,8 +54,8 @@ export ASAN_OPTIONS  = detect_leaks=1:halt_on_error=1:exitcode=99
 export UBSAN_OPTIONS = print_stacktrace=1:halt_on_error=1
 export TSAN_OPTIONS  = halt_on_error=1:second_deadlock_stack=1:exitcode=99
 
-.PHONY: all run test check matrix asan tsan fuzz fuzz-all bench lint install \
-        uninstall clean help
+.PHONY: all run tools test check browsers matrix asan tsan fuzz fuzz-all bench \
+        lint install uninstall clean help
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -87,9 +88,11 @@ run:
 	@$(MAKE) --no-print-directory all
 	@exec $(B)/weir -c proxy.ini $(ARGS)
 
-test:
+tools: # what the tests need of the system
 	$(call need,$(PKG_TEST))
-	@t/packages --beside $(B)/beside $(PKG_BESIDE:%='%')
+	@t/packages --beside build/beside $(PKG_BESIDE:%='%')
+
+test: tools
 	@$(MAKE) --no-print-directory check
 
 check: $(B)/weir $(B)/quicwire $(UNITS)
@@ -99,6 +102,11 @@ check: $(B)/weir $(B)/quicwire $(UNITS)
 	{ echo 'what failed is run again, alone:'; WEIR='$(abspath $(B))/weir' \
 	    $(RUNNER) prove -It/lib --timer --state=failed,save; }
 
+# What only a browser can tell; too heavy for every run.
+browsers: tools
+	@$(MAKE) --no-print-directory all
+	WEIR='$(abspath $(B))/weir' prove -It/lib --timer t/browsers
+
 # The table of which HTTP versions go together, from the test of it.
 matrix: $(B)/weir $(B)/quicwire
 	MATRIX=doc/matrix.md WEIR='$(abspath $(B))/weir' prove -It/lib t/matrix.t
@@ -107,7 +115,7 @@ matrix: $(B)/weir $(B)/quicwire
 asan tsan: T = $(filter-out t/chromium.t,$(wildcard t/*.t))
 # ThreadSanitizer of Debian 12 dies of much address randomisation.
 tsan: RUNNER = $(shell setarch -R true 2>/dev/null && echo setarch -R)
-asan tsan:
+asan tsan: tools
 	$(MAKE) B=build-$@ SAN='$(SAN_$@)' RUNNER='$(RUNNER)' \
 	    T='$(T)' check
 
@@ -176,6 +184,7 @@ help:
 	@echo 'make asan tsan  the tests under sanitizers'
 	@echo 'make fuzz       each parser for FUZZ_S=$(FUZZ_S) seconds'
 	@echo 'make bench      side by side with other proxies'
+	@echo 'make browsers   Chromium and Firefox with HTTP/3'
 	@echo 'make matrix     doc/matrix.md, from t/matrix.t'
 	@echo 'make lint       clang-format, cppcheck, clang-tidy'
 	@echo 'make install    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR); also uninstall'

@@ -669,6 +669,13 @@ wire_birth(const struct wire *w)
     return &w->birth;
 }
 
+/* Do its datagrams go through a tunnel, which may carry less than ours? */
+bool
+wire_tunnelled(const struct wire *w)
+{
+    return w->demux->user.inside != NULL;
+}
+
 /* Wake this one when something comes; NULL: nobody. */
 void
 wire_own(struct wire *w, struct hub *hub)

@@ -480,20 +480,27 @@ quic_gram(void *arg, const void *at, size_t len)
     struct h3 *h = arg;
     struct stream *s = h->gram_to;
     uint64_t id = 0;
-
     size_t n = varint_parse(at, len, &id);
 
-    if (n == 0) {
+    if (n == 0 || id >> 60 != 0) {
         quic_end(h->quic, 0x33, "malformed datagram"); /* H3_DATAGRAM_ERROR */
         return;
     }
     id *= 4;
-    if (s == NULL || (uint64_t)s->id != id)
+    if (s == NULL || (uint64_t)s->id != id) {
+        if (s != NULL)
+            stream_end_grams(s);
         for (s = h->all; s != NULL && (uint64_t)s->id != id; s = s->next)
             ;
+    }
     h->gram_to = s;
-    if (s != NULL) /* else it came before its stream, or too late */
+    if (s != NULL && !s->extended) { /* RFC 9297 section 2: it means nothing */
+        stream_break(s, WHY_PROTO, "datagram for a request", 0x33,
+                     h3_code_text);
+        h3_reset(h, s->id, 0x33);
+    } else if (s != NULL) { /* else it came before its stream, or too late */
         stream_put_gram(s, (const char *)at + n, len - n);
+    }
 }
 
 /* ---- datagrams ----------------------------------------------------------- */
@@ -589,6 +596,9 @@ h3_receive(struct h3 *h, struct fail *f)
 {
     enum why why = h->wire != NULL ? receive_wire(h, f) : receive_socket(h, f);
 
+    if (h->gram_to != NULL)
+        stream_end_grams(h->gram_to);
+    h->gram_to = NULL;
     begin_fresh(h);
     if (why == WHY_NONE && h->held != NULL)
         h3_let_held_go(h);

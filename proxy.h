@@ -533,7 +533,7 @@ struct hub {
     bool nudged; /* something else than a call came for him */
     bool over;   /* nobody serves the streams any more */
     struct stream *calls, *last_call; /* who wants something of the owner */
-    size_t n_live;                    /* streams whose user is not through */
+    atomic_size_t n_live;             /* streams whose user is not through */
     size_t owed;                      /* bytes read, no credit given yet */
     pthread_cond_t left;              /* n_live is 0 */
     struct stream *spare;             /* waiting for use, linked by next */
@@ -879,6 +879,26 @@ struct exchange {
     struct fail fail;              /* what ended it; why NONE: it completed */
 };
 
+/* The request's content on its way up.  The gate is shut while the worker
+ * writes a request head: first bytes wait behind it, and once they have passed
+ * the request cannot be sent a second time. */
+struct upload {
+    struct exchange *x;
+    /* the worker's alone */
+    bool started;
+    bool unheard; /* nobody will hear the rest */
+    pthread_mutex_t lock;
+    pthread_cond_t opened;
+    /* needs lock */
+    bool shut, begun;
+    struct http *to; /* NULL behind a shut gate */
+    /* either thread */
+    atomic_bool done, discard;
+    atomic_llong moved_at;
+    /* the twin's; read after twin_wait(), or once `done` is seen */
+    struct fail fail;
+};
+
 struct tunnel_side { /* an end, or a stream of an h2/h3 session */
     struct end *end;
     struct http *http; /* used when end is NULL: its content is the bytes */
@@ -1091,6 +1111,22 @@ struct conn *conn_new_quic(struct weir *, struct wire *,
 enum why connect_route(struct client *, struct head *req, struct origin *,
                        struct fail *); /* where a CONNECT leads */
 bool conn_wants(const struct config *, const struct origin *);
+/* For the states that have rooms of their own. */
+enum conn_state conn_park(struct conn *, enum conn_state resume,
+                          int64_t until_ms);
+int64_t conn_idle_until(const struct conn *);
+enum conn_state conn_goodbye(struct conn *, const struct fail *);
+
+/* ---- detect.c: what does a client speak? --------------------------------- */
+
+enum conn_state conn_detect(struct conn *);
+
+/* ---- handshake.c: TLS that a client begins ------------------------------- */
+
+enum conn_state conn_handshake(struct conn *);
+int handshake_quic(void *conn, const struct hello *, struct leaf **);
+void conn_log_refusal(const struct conn *, const char *name,
+                      const struct fail *);
 
 /* ---- serve.c: one stream of a client's session --------------------------- */
 
@@ -1192,7 +1228,7 @@ const struct field *head_find(const struct head *, const char *name,
 bool list_has(struct span list, const char *token); /* comma list, no case */
 bool list_next(struct span *rest, struct span *item);
 
-int hex_digit(char);              /* -1: it is none */
+int hex_digit(char); /* -1: it is none */
 unsigned char ascii_lower(char);
 bool is_name(struct span);        /* of a host */
 bool is_token(struct span);       /* RFC 9110 section 5.6.2 */
@@ -1215,6 +1251,7 @@ enum why head_route(struct head *req, const struct client *, struct origin *,
                     bool *ourselves, struct fail *);
 bool host_is_address(const char *host);
 bool name_is_local(const struct config *, const char *host); /* ourselves */
+bool host_is_ours(const struct config *, const char *host);  /* or address */
 void origin_authority(const struct origin *, char *out, size_t cap);
 
 /* ---- exchange.c: one request and its answer ------------------------------ */
@@ -1222,6 +1259,16 @@ void origin_authority(const struct origin *, char *out, size_t cap);
 enum exchange_end exchange_run(struct exchange *);
 /* There is no proper request: answer with what x->fail says, and close. */
 enum exchange_end exchange_refuse(struct exchange *);
+
+/* ---- upload.c: a request's content, by the worker's twin ----------------- */
+
+void upload_init(struct upload *, struct exchange *);
+bool upload_start(struct upload *, struct http *to); /* or go on, to another */
+bool upload_hold(struct upload *); /* false: something has passed already */
+bool upload_client_failed(struct upload *);
+void upload_join(struct upload *, bool hopeless);
+enum why http_splice(struct http *from, struct http *to, atomic_llong *moved_at,
+                     struct fail *); /* WHY_MORE: not here */
 
 /* ---- page.c: what weir says itself --------------------------------------- */
 
@@ -1386,6 +1433,9 @@ struct h2_user { /* whoever has a session */
     /* Server role: a request has come on a stream; false: nobody can serve it.
      * He gives the stream back. */
     bool (*begin)(void *arg, struct stream *, struct fibers *);
+    /* Client role: an ALTSVC frame; origin empty: that of a request.  NULL:
+     * nobody wants to know. */
+    void (*altsvc)(void *arg, struct span origin, struct span value);
     void *arg;
     uint64_t id; /* for the log; 0: none */
 };
@@ -1428,7 +1478,7 @@ struct h2 {
     /* needs hub.lock */
     pthread_cond_t settled;
     bool settings_seen, extended, leaving, stop;
-    size_t peer_max;
+    atomic_size_t peer_max;
     bool used;
 };
 
@@ -1510,6 +1560,7 @@ struct quic_conf {
     int idle_ms, handshake_ms, rtt_ms; /* rtt_ms: what to assume at first */
     size_t streams;                    /* that the peer may open */
     size_t stream_window, window;
+    bool tunnelled; /* what fits is to be found out, not known */
 };
 struct quic *quic_accept(struct wire *, gnutls_session_t,
                          const struct quic_conf *, const struct quic_user *);
@@ -1634,6 +1685,7 @@ void h3_free(struct h3 *);
 enum why h3_run(struct h3 *, int linger_ms, struct fail *);
 int h3_wake_fd(const struct h3 *);
 int64_t h3_until(const struct h3 *); /* ms */
+bool h3_is_idle(const struct h3 *);  /* at rest: no stream is open */
 void h3_goodbye(struct h3 *);        /* at rest: tell the peer that it ends */
 uint64_t h3_served(const struct h3 *);
 struct quic_bytes h3_bytes(const struct h3 *);
@@ -1690,6 +1742,7 @@ void demux_end(struct demux *);
 size_t demux_live(struct demux *); /* connections */
 
 /* A connection's side of it: its owner's. */
+bool wire_tunnelled(const struct wire *);   /* are its datagrams in a tunnel? */
 void wire_own(struct wire *, struct hub *); /* NULL: nobody owns it any more */
 const struct quic_birth *wire_birth(const struct wire *);
 bool wire_read(struct wire *, struct store *); /* swapped in; see wire_next() */
@@ -1823,6 +1876,23 @@ bool nested_put(struct nested *, const void *, size_t len); /* false: opaque */
 bool nested_taken(const struct nested *);
 void nested_free(struct nested *);
 
+/* ---- lots.c: packets on a connected UDP socket, many at once --------------
+ */
+
+enum { LOT_MAX = 64 }; /* packets of a lot */
+struct traffic {
+    uint64_t bytes, packets, dropped;
+};
+struct lots; /* what was received */
+struct lots *lots_new(void);
+void lots_free(struct lots *);
+void lots_set_up(int fd);
+/* 0, or the errno after which no packet will pass. */
+int lots_send(int fd, struct iovec *, int n, atomic_bool *single,
+              struct traffic *);
+int lots_receive(int fd, struct lots *, struct traffic *);
+bool lots_next(struct lots *, char **at, size_t *len);
+
 /* ---- masque.c: UDP through HTTP (connect-udp) -----------------------------
  */
 
@@ -1955,8 +2025,10 @@ void altsvc_learn(struct altsvcs *, const struct origin *, struct span value,
 void altsvc_forget(struct altsvcs *, const struct origin *);
 bool altsvc_find(struct altsvcs *, const struct origin *, int64_t now,
                  struct altsvc *);
-bool altsvc_is_broken(struct altsvcs *, const struct origin *, int64_t now);
-int64_t altsvc_failed(struct altsvcs *, const struct origin *, int64_t now);
+bool altsvc_is_broken(struct altsvcs *, const struct origin *, int64_t now,
+                      struct fail *last);
+int64_t altsvc_failed(struct altsvcs *, const struct origin *,
+                      const struct fail *, int64_t now);
 void altsvc_worked(struct altsvcs *, const struct origin *);
 
 /* ---- parent.c: ways out through other proxies -------------------------------
@@ -1976,11 +2048,14 @@ void parent_judge(struct parent *, const struct fail *, uint64_t conn);
 bool parent_is_direct(const struct config *, const struct origin *);
 bool parent_absolute(const struct parent *, const struct origin *);
 struct span parent_credentials(const struct client *, const struct parent *);
+
+/* ---- through.c: a way through a parent ----------------------------------- */
+
 struct secure;
 struct sessions;
 extern const struct origin parent_itself; /* for sessions with it */
-enum why parent_open(const struct client *, struct secure *, struct sessions *,
-                     struct upstream *, bool *again, struct fail *);
+enum why through_open(const struct client *, struct secure *, struct sessions *,
+                      struct upstream *, bool *again, struct fail *);
 
 /* ---- bridge.c: a stream of a session, made an end ------------------------ */
 
@@ -2000,6 +2075,7 @@ enum why secure_parent(struct secure *, const struct client *, struct end *,
                        const struct parent *, struct fail *);
 void secure_save_ticket(struct secure *, struct upstream *);
 bool secure_known(struct secure *, const struct origin *, struct known *);
+int secure_alpn(struct secure *, const struct origin *); /* -1: not known */
 /* The same for QUIC: a client's session with a ticket, for quic_connect(); is
  * the peer who he should be; what may be remembered when it ends.  up: origin
  * set; insecure is set by the first. */
