@@ -29,7 +29,8 @@ PKG_BESIDE = curl>=8.1 libcurl4>=8.1
 PKG_FUZZ  = $(PKG_RUN) clang
 PKG_LINT  = $(PKG_RUN) clang-tidy cppcheck clang-format
 PKG_BENCH = $(PKG_RUN) perl squid-openssl haproxy tinyproxy mitmproxy nginx \
-            dante-server? sslsplit hitch nghttp2-proxy
+            dante-server? sslsplit hitch nghttp2-proxy nghttp2-server \
+            nghttp2-client
 
 # ---- what is built --------------------------------------------------------
 CFLAGS    = -O2 -g
@@ -53,7 +54,7 @@ export ASAN_OPTIONS  = detect_leaks=1:halt_on_error=1:exitcode=99
 export UBSAN_OPTIONS = print_stacktrace=1:halt_on_error=1
 export TSAN_OPTIONS  = halt_on_error=1:second_deadlock_stack=1:exitcode=99
 
-.PHONY: all run test check browsers matrix asan tsan fuzz fuzz-all bench \
+.PHONY: all run tools test check browsers matrix asan tsan fuzz fuzz-all bench \
         lint install uninstall clean help
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -87,9 +88,11 @@ run:
 	@$(MAKE) --no-print-directory all
 	@exec $(B)/weir -c proxy.ini $(ARGS)
 
-test:
+tools: # what the tests need of the system
 	$(call need,$(PKG_TEST))
-	@t/packages --beside $(B)/beside $(PKG_BESIDE:%='%')
+	@t/packages --beside build/beside $(PKG_BESIDE:%='%')
+
+test: tools
 	@$(MAKE) --no-print-directory check
 
 check: $(B)/weir $(B)/quicwire $(UNITS)
@@ -100,8 +103,7 @@ check: $(B)/weir $(B)/quicwire $(UNITS)
 	    $(RUNNER) prove -It/lib --timer --state=failed,save; }
 
 # What only a browser can tell; too heavy for every run.
-browsers:
-	$(call need,$(PKG_TEST))
+browsers: tools
 	@$(MAKE) --no-print-directory all
 	WEIR='$(abspath $(B))/weir' prove -It/lib --timer t/browsers
 
@@ -113,7 +115,7 @@ matrix: $(B)/weir $(B)/quicwire
 asan tsan: T = $(filter-out t/chromium.t,$(wildcard t/*.t))
 # ThreadSanitizer of Debian 12 dies of much address randomisation.
 tsan: RUNNER = $(shell setarch -R true 2>/dev/null && echo setarch -R)
-asan tsan:
+asan tsan: tools
 	$(MAKE) B=build-$@ SAN='$(SAN_$@)' RUNNER='$(RUNNER)' \
 	    T='$(T)' check
 

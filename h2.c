@@ -321,6 +321,17 @@ told_to_stop(struct h2 *h)
     return stop;
 }
 
+/* Many streams were served, and none is: their memory goes back to the system
+ * (listen.c). */
+static void
+trim(struct h2 *h)
+{
+    if (h->all != NULL || h->n_served < h->trim_at)
+        return;
+    h->trim_at = h->n_served + TRIM_STREAMS;
+    atomic_store(&h->user.weir->trim, true);
+}
+
 /* Buffers of a burst that is over. */
 static void
 give_back(struct h2 *h)
@@ -331,6 +342,7 @@ give_back(struct h2 *h)
     if (h->fibers.n_free > h->fibers.n)
         fibers_rest(&h->fibers);
     hub_rest(&h->hub, false);
+    trim(h);
 }
 
 /* Twice a second. */
@@ -519,7 +531,7 @@ callbacks_new(void)
 
 /* Resets and continuations are counted here, by limits of proxy.ini. */
 static nghttp2_option *
-option_new(void)
+option_new(const struct h2 *h)
 {
     nghttp2_option *o;
 
@@ -528,6 +540,8 @@ option_new(void)
     nghttp2_option_set_no_auto_window_update(o, 1);
     nghttp2_option_set_max_continuations(o, H2_CONTINUATIONS);
     nghttp2_option_set_stream_reset_rate_limit(o, 1 << 30, 1 << 30);
+    if (h->side == SIDE_ORIGIN && h->user.altsvc != NULL)
+        nghttp2_option_set_builtin_recv_extension_type(o, NGHTTP2_ALTSVC);
     return o;
 }
 
@@ -558,7 +572,7 @@ static bool
 library_init(struct h2 *h, const struct config *conf)
 {
     nghttp2_session_callbacks *c = callbacks_new();
-    nghttp2_option *o = option_new();
+    nghttp2_option *o = option_new(h);
     int rc = NGHTTP2_ERR_NOMEM;
 
     if (c != NULL && o != NULL)
@@ -670,10 +684,7 @@ h2_run(struct h2 *h, int linger_ms, struct fail *f)
     store_clear(&h->out);
     fibers_rest(&h->fibers);
     hub_rest(&h->hub, true);
-    if (h->n_served >= h->trim_at) {
-        h->trim_at = h->n_served + TRIM_STREAMS;
-        atomic_store(&h->user.weir->trim, true);
-    }
+    trim(h);
     return why == WHY_MORE ? WHY_NONE : why;
 }
 
@@ -707,6 +718,9 @@ h2_open(struct h2 *h, bool *used)
 {
     bool room;
 
+    /* With many streams most sessions are full, and each request asks all. */
+    if (atomic_load(&h->hub.n_live) >= atomic_load(&h->peer_max))
+        return NULL;
     pthread_mutex_lock(&h->hub.lock);
     room = !h->leaving && !h->hub.over && h->hub.n_live < h->peer_max;
     *used = h->used;

@@ -39,6 +39,8 @@ enum {
     TRIM_STREAMS = 50,  /* served: there may be memory to give back */
     NEAR_RTT_MS = 10,   /* what to assume of a client, before it is known */
     FAR_RTT_MS = 60,    /* and of an origin */
+    SILENT_MS = 3000,   /* an origin that owes an answer is asked then */
+    LOOK_MS = 1000,     /* so often, at rest, while a stream is open */
     HELD_MS = 1000,     /* how long a request may wait for a stream */
 };
 
@@ -378,12 +380,19 @@ tick(struct h3 *h)
         atomic_store(&h->stop, true);
 }
 
-/* Since when has no stream been open?  0: one is. */
+/* Has every stream ended, and does the peer know? */
+static bool
+is_done(const struct h3 *h)
+{
+    return h->all == NULL && h->held == NULL && h->lanes.first == NULL;
+}
+
+/* Since when has no stream had a user?  0: one has, or (client role) one is
+ * open. */
 static int64_t
 idle_since(struct h3 *h)
 {
-    if (h->all != NULL || h->held != NULL || h->lanes.first != NULL ||
-        hub_live(&h->hub) > 0)
+    if (hub_live(&h->hub) > 0 || (h->side == SIDE_ORIGIN && !is_done(h)))
         h->idle_from = 0;
     else if (h->idle_from == 0)
         h->idle_from = h->now;
@@ -477,7 +486,8 @@ break_all(struct h3 *h, const struct fail *f)
 }
 
 /* May nobody own it for a while?  WHY_MORE: yes, it is asleep; WHY_EOF: it may
- * end. */
+ * end.  A client that does not take the rest of an answer, or never finishes a
+ * head, has no owner to wait for it. */
 static enum why
 may_rest(struct h3 *h, int linger_ms)
 {
@@ -486,7 +496,7 @@ may_rest(struct h3 *h, int linger_ms)
 
     if (idle == 0)
         return WHY_NONE;
-    if (over && (h->side == SIDE_ORIGIN || h->said_goodbye))
+    if (over && is_done(h) && (h->side == SIDE_ORIGIN || h->said_goodbye))
         return WHY_EOF;
     if (h->side == SIDE_ORIGIN)
         return h->now - idle >= linger_ms && hub_over_idle(&h->hub) ? WHY_EOF
@@ -578,7 +588,8 @@ limits_init(struct h3 *h, const struct config *conf)
     h->idle_ms = conf->idle_s * 1000;
     h->head_ms = conf->head_s * 1000;
     h->stall_ms = conf->stall_s * 1000;
-    h->alive_ms = conf->quic_idle_s * 1000 / 2;
+    h->alive_ms =
+        h->side == SIDE_ORIGIN ? SILENT_MS : conf->quic_idle_s * 1000 / 2;
     h->max_streams = (size_t)conf->streams;
     h->trim_at = TRIM_STREAMS;
     h->peer_max = 100; /* until its parameters say */
@@ -660,7 +671,6 @@ h3_accept(struct wire *wire, const struct config *conf,
     if (h == NULL)
         return NULL;
     qu = quic_user_of(h);
-    qc.tunnelled = wire_tunnelled(wire);
     if (mitm_quic(user->weir->mitm, &tls) != 0 ||
         (h->quic = quic_accept(wire, tls, &qc, &qu)) == NULL) {
         h3_free(h);
@@ -787,9 +797,17 @@ h3_wake_fd(const struct h3 *h)
 int64_t
 h3_until(const struct h3 *h)
 {
-    int64_t us = quic_until_us(h->quic);
+    int64_t us = quic_until_us(h->quic), look = now_ms() + LOOK_MS;
+    int64_t ms = us == INT64_MAX ? INT64_MAX : us / 1000 + 1;
 
-    return us == INT64_MAX ? INT64_MAX : us / 1000 + 1;
+    return is_done(h) || ms < look ? ms : look; /* clocks of streams run */
+}
+
+/* Is nothing under way in a session at rest? */
+bool
+h3_is_idle(const struct h3 *h)
+{
+    return is_done(h);
 }
 
 /* A session at rest ends: say so.  Then h3_free(). */

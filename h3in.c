@@ -480,7 +480,6 @@ quic_gram(void *arg, const void *at, size_t len)
     struct h3 *h = arg;
     struct stream *s = h->gram_to;
     uint64_t id = 0;
-
     size_t n = varint_parse(at, len, &id);
 
     if (n == 0 || id >> 60 != 0) {

@@ -37,6 +37,7 @@ enum {
     BATCH = 64,     /* accepted in a row before others get their turn */
     N_EVENTS = 128, /* looked at in a row */
     TICK_MS = 1000,
+    TRIM_AGAIN = 3,      /* ticks after memory was given back: more of it */
     TRIES = 32,          /* to find a port that is free by TCP and UDP */
     SPELL_MS = 10000,    /* out of descriptors: one line for so long */
     GUEST_BUCKETS = 512, /* a power of two */
@@ -67,6 +68,7 @@ struct listeners {
     /* the accept thread's alone, as are at[].fd while it runs */
     bool paused;         /* no descriptor or memory for another connection */
     int64_t paused_last; /* ms, 0: never */
+    int trim_in;         /* ticks; 0: no need */
     /* under lock */
     pthread_mutex_t lock;
     struct conn *live, *parked;
@@ -387,7 +389,7 @@ has_news(const struct conn *c)
     char byte;
 
     if (c->wire != NULL)
-        return wire_news(c->wire);
+        return wire_news(c->wire) || (c->h3 != NULL && !h3_is_idle(c->h3));
     return recv(c->end.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 ||
            (errno != EAGAIN && errno != EINTR);
 }
@@ -521,6 +523,19 @@ reap_parked(struct listeners *ls, int64_t now)
     }
 }
 
+/* malloc(3) keeps what it gets, or nearly.  Once more a little later: what came
+ * free was not all free at once. */
+static void
+trim(struct listeners *ls)
+{
+    if (atomic_exchange(&ls->weir->trim, false)) {
+        malloc_trim(0);
+        ls->trim_in = TRIM_AGAIN;
+    } else if (ls->trim_in > 0 && --ls->trim_in == 0) {
+        malloc_trim(0);
+    }
+}
+
 /* Once a second. */
 static void
 tick(struct listeners *ls, int64_t now)
@@ -538,8 +553,7 @@ tick(struct listeners *ls, int64_t now)
     while ((job = pool_expire(ls->weir->exchanges, waits_since)) != NULL)
         job->refuse(job);
     upstreams_reap(ls->weir->upstreams, conf);
-    if (atomic_exchange(&ls->weir->trim, false))
-        malloc_trim(0); /* malloc(3) keeps what it gets, or nearly */
+    trim(ls);
     config_give(conf);
 }
 

@@ -533,7 +533,7 @@ struct hub {
     bool nudged; /* something else than a call came for him */
     bool over;   /* nobody serves the streams any more */
     struct stream *calls, *last_call; /* who wants something of the owner */
-    size_t n_live;                    /* streams whose user is not through */
+    atomic_size_t n_live;             /* streams whose user is not through */
     size_t owed;                      /* bytes read, no credit given yet */
     pthread_cond_t left;              /* n_live is 0 */
     struct stream *spare;             /* waiting for use, linked by next */
@@ -1162,11 +1162,16 @@ void end_drop_buffer(struct end *);  /* while nothing is buffered */
 void end_cut(struct end *);
 /* The two are each other's peer, by socketpair(2); false: no memory. */
 bool end_pair(struct end *, struct end *);
-/* Its socket, for layer.c. */
+
+/* ---- sock.c: an end's socket, for end.c and layer.c ---------------------- */
+
 enum why sock_recv(struct end *, void *buf, size_t cap, int flags, size_t *n,
                    struct fail *);
 enum why sock_send(struct end *, struct iovec *, int n, int flags,
                    struct fail *);
+enum why sock_splice_in(struct end *, int pipe_fd, size_t max, size_t *n,
+                        struct fail *);
+enum why sock_splice_out(struct end *, int pipe_fd, size_t n, struct fail *);
 
 /* ---- layer.c: TLS over an end's socket, or over TLS ---------------------- */
 
@@ -1433,6 +1438,9 @@ struct h2_user { /* whoever has a session */
     /* Server role: a request has come on a stream; false: nobody can serve it.
      * He gives the stream back. */
     bool (*begin)(void *arg, struct stream *, struct fibers *);
+    /* Client role: an ALTSVC frame; origin empty: that of a request.  NULL:
+     * nobody wants to know. */
+    void (*altsvc)(void *arg, struct span origin, struct span value);
     void *arg;
     uint64_t id; /* for the log; 0: none */
 };
@@ -1461,7 +1469,7 @@ struct h2 {
     struct store out; /* frames not yet sent */
     struct calm calm;
     int64_t now, tick_at, blocked_at, block_from, heard_at, ping_at, idle_from;
-    uint64_t n_asked;  /* server role: PINGs behind answers that came early */
+    uint64_t n_asked, n_acked; /* server role: PINGs behind early answers */
     bool early;        /* there may be such an answer that none was sent for */
     uint32_t code;     /* the session shall end with it */
     const char *cause; /* why; NULL: it goes on */
@@ -1475,7 +1483,7 @@ struct h2 {
     /* needs hub.lock */
     pthread_cond_t settled;
     bool settings_seen, extended, leaving, stop;
-    size_t peer_max;
+    atomic_size_t peer_max;
     bool used;
 };
 
@@ -1682,6 +1690,7 @@ void h3_free(struct h3 *);
 enum why h3_run(struct h3 *, int linger_ms, struct fail *);
 int h3_wake_fd(const struct h3 *);
 int64_t h3_until(const struct h3 *); /* ms */
+bool h3_is_idle(const struct h3 *);  /* at rest: no stream is open */
 void h3_goodbye(struct h3 *);        /* at rest: tell the peer that it ends */
 uint64_t h3_served(const struct h3 *);
 struct quic_bytes h3_bytes(const struct h3 *);
@@ -1872,6 +1881,23 @@ bool nested_put(struct nested *, const void *, size_t len); /* false: opaque */
 bool nested_taken(const struct nested *);
 void nested_free(struct nested *);
 
+/* ---- lots.c: packets on a connected UDP socket, many at once --------------
+ */
+
+enum { LOT_MAX = 64 }; /* packets of a lot */
+struct traffic {
+    uint64_t bytes, packets, dropped;
+};
+struct lots; /* what was received */
+struct lots *lots_new(void);
+void lots_free(struct lots *);
+void lots_set_up(int fd);
+/* 0, or the errno after which no packet will pass. */
+int lots_send(int fd, struct iovec *, int n, atomic_bool *single,
+              struct traffic *);
+int lots_receive(int fd, struct lots *, struct traffic *);
+bool lots_next(struct lots *, char **at, size_t *len);
+
 /* ---- masque.c: UDP through HTTP (connect-udp) -----------------------------
  */
 
@@ -2004,8 +2030,10 @@ void altsvc_learn(struct altsvcs *, const struct origin *, struct span value,
 void altsvc_forget(struct altsvcs *, const struct origin *);
 bool altsvc_find(struct altsvcs *, const struct origin *, int64_t now,
                  struct altsvc *);
-bool altsvc_is_broken(struct altsvcs *, const struct origin *, int64_t now);
-int64_t altsvc_failed(struct altsvcs *, const struct origin *, int64_t now);
+bool altsvc_is_broken(struct altsvcs *, const struct origin *, int64_t now,
+                      struct fail *last);
+int64_t altsvc_failed(struct altsvcs *, const struct origin *,
+                      const struct fail *, int64_t now);
 void altsvc_worked(struct altsvcs *, const struct origin *);
 
 /* ---- parent.c: ways out through other proxies -------------------------------
@@ -2025,11 +2053,14 @@ void parent_judge(struct parent *, const struct fail *, uint64_t conn);
 bool parent_is_direct(const struct config *, const struct origin *);
 bool parent_absolute(const struct parent *, const struct origin *);
 struct span parent_credentials(const struct client *, const struct parent *);
+
+/* ---- through.c: a way through a parent ----------------------------------- */
+
 struct secure;
 struct sessions;
 extern const struct origin parent_itself; /* for sessions with it */
-enum why parent_open(const struct client *, struct secure *, struct sessions *,
-                     struct upstream *, bool *again, struct fail *);
+enum why through_open(const struct client *, struct secure *, struct sessions *,
+                      struct upstream *, bool *again, struct fail *);
 
 /* ---- bridge.c: a stream of a session, made an end ------------------------ */
 
@@ -2049,6 +2080,7 @@ enum why secure_parent(struct secure *, const struct client *, struct end *,
                        const struct parent *, struct fail *);
 void secure_save_ticket(struct secure *, struct upstream *);
 bool secure_known(struct secure *, const struct origin *, struct known *);
+int secure_alpn(struct secure *, const struct origin *); /* -1: not known */
 /* The same for QUIC: a client's session with a ticket, for quic_connect(); is
  * the peer who he should be; what may be remembered when it ends.  up: origin
  * set; insecure is set by the first. */

@@ -301,6 +301,17 @@ learn(struct secure *s, const struct upstream *up, gnutls_session_t session,
     pthread_mutex_unlock(&s->lock);
 }
 
+/* Is it remembered, and not for too long?  NULL: no.  Needs s->lock. */
+static struct memory *
+memory_fresh(struct secure *s, const struct origin *o)
+{
+    struct memory *m = memory_find(s, o);
+
+    return m != NULL && m->known_at != 0 && now_ms() - m->known_at < KNOWN_MS
+               ? m
+               : NULL;
+}
+
 /*
  * secure_known - what is remembered of an origin's TLS.
  *
@@ -311,15 +322,26 @@ bool
 secure_known(struct secure *s, const struct origin *o, struct known *out)
 {
     struct memory *m;
-    bool known;
 
     pthread_mutex_lock(&s->lock);
-    m = memory_find(s, o);
-    known = m != NULL && m->known_at != 0 && now_ms() - m->known_at < KNOWN_MS;
-    if (known)
+    if ((m = memory_fresh(s, o)) != NULL)
         *out = m->known;
     pthread_mutex_unlock(&s->lock);
-    return known;
+    return m != NULL;
+}
+
+/* Only its alpn; -1: nothing is known.  Thread: any. */
+int
+secure_alpn(struct secure *s, const struct origin *o)
+{
+    struct memory *m;
+    int alpn;
+
+    pthread_mutex_lock(&s->lock);
+    m = memory_fresh(s, o);
+    alpn = m != NULL ? (int)m->known.alpn : -1;
+    pthread_mutex_unlock(&s->lock);
+    return alpn;
 }
 
 /* An origin that failed is not what it was: forget it. */

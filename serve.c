@@ -144,7 +144,8 @@ answer_connect(struct http *down, struct head *res, struct fail *f)
     return why == WHY_NONE ? down->ops->flush(down, f) : why;
 }
 
-static void
+/* Its frame is large: not below every request that waits for its answer. */
+static void __attribute__((noinline))
 serve_connect(struct served *v, struct exchange *x)
 {
     struct client *c = &v->client;

@@ -59,6 +59,8 @@ sub fields_of($s, $name)
     like $w->wait_log(qr/exchange .* stream=3 /),
         qr/version=http\/2 .* origin_version=http\/1\.1/,
         'the log names stream and versions';
+    is_deeply [ $w->log =~ / exchange n=(\d+) stream=[13] /g ], [ 1, 2 ],
+        'and counts the requests of a session';
 }
 # ---- kinds of answers
 for my $case (

@@ -10,7 +10,7 @@ use Exporter 'import';
 use Proc;
 
 our @EXPORT = qw(peer peer_missing peer_end setup_origin weir_new
-    origin_port ca_file);
+    origin_port ca_file h2_peers);
 
 my (%running, %missing, %origin);
 my $weir;
@@ -270,6 +270,46 @@ sub start_nghttpx($program)
             '--accesslog-file=/dev/null', '--npn-list=http/1.1',
             '--no-server-rewrite', '--log-level=ERROR',
             scratch('leaf-key.pem'), scratch('leaf.pem')) };
+}
+
+# As a forwarder of HTTP/2, to an origin that speaks HTTP/2 or HTTP/1.
+sub start_nghttpx_h2($program, $origin, $version)
+{
+    my $port = free_port();
+    my $proto = $version eq 'h2' ? 'proto=h2;' : '';
+    my $file = spew('nghttpx.conf', '');
+    return { port => $port, pid => proc_start('nghttpx', $program,
+            "--conf=$file", "--frontend=127.0.0.1,$port", '--insecure',
+            "--backend=127.0.0.1,$origin;;${proto}tls;sni=known.test",
+            '--workers=2', '--no-ocsp', '--accesslog-file=/dev/null',
+            '--no-server-rewrite', '--log-level=ERROR',
+            scratch('leaf-key.pem'), scratch('leaf.pem')) };
+}
+
+# Those for HTTP/2 to one origin, by its port and version.
+sub h2_peers($origin, $version)
+{
+    my @start = (
+        ['weir', sub { weir_new("weir-$version", 'intercept.alpn=h2',
+            "resolve.known.test=127.0.0.1:$origin") }],
+        ['nghttpx', sub { start_nghttpx_h2(which('nghttpx')
+            // die("nghttpx is not installed\n"), $origin, $version) }],
+        ['mitmproxy', sub { mitm("mitmproxy-$version", which('mitmdump')
+            // die("mitmdump is not installed\n"), '--mode',
+            "reverse:https://127.0.0.1:$origin", '--ssl-insecure') }],
+    );
+    my @peers;
+    for (@start) {
+        my ($name, $start) = @$_;
+        my $p = eval { $start->() };
+        if ($p && wait_port($p->{pid}, $p->{port})) {
+            push @peers, { %$p, name => $name };
+        } else {
+            $missing{$name} = $p ? 'does not start' : $@ =~ s/\n.*//sr;
+            push @peers, { name => $name, missing => 1 };
+        }
+    }
+    return @peers;
 }
 
 my %known = (
