@@ -54,8 +54,8 @@ export ASAN_OPTIONS  = detect_leaks=1:halt_on_error=1:exitcode=99
 export UBSAN_OPTIONS = print_stacktrace=1:halt_on_error=1
 export TSAN_OPTIONS  = halt_on_error=1:second_deadlock_stack=1:exitcode=99
 
-.PHONY: all run test check matrix asan tsan fuzz fuzz-all bench lint install \
-        uninstall clean help
+.PHONY: all run tools test check browsers matrix asan tsan fuzz fuzz-all bench \
+        lint install uninstall clean help
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -88,17 +88,21 @@ run:
 	@$(MAKE) --no-print-directory all
 	@exec $(B)/weir -c proxy.ini $(ARGS)
 
-test:
+tools: # what the tests need of the system
 	$(call need,$(PKG_TEST))
-	@t/packages --beside $(B)/beside $(PKG_BESIDE:%='%')
+	@t/packages --beside build/beside $(PKG_BESIDE:%='%')
+
+test: tools
 	@$(MAKE) --no-print-directory check
 
 check: $(B)/weir $(B)/quicwire $(UNITS)
-	@rm -f .prove
 	WEIR='$(abspath $(B))/weir' $(RUNNER) prove -It/lib --timer -j$(J) \
-	    --state=save $(UNITS) $(or $(T),$(wildcard t/*.t)) || \
-	{ echo 'what failed is run again, alone:'; WEIR='$(abspath $(B))/weir' \
-	    $(RUNNER) prove -It/lib --timer --state=failed,save; }
+	    $(UNITS) $(or $(T),$(wildcard t/*.t))
+
+# What only a browser can tell; too heavy for every run.
+browsers: tools
+	@$(MAKE) --no-print-directory all
+	WEIR='$(abspath $(B))/weir' prove -It/lib --timer t/browsers
 
 # The table of which HTTP versions go together, from the test of it.
 matrix: $(B)/weir $(B)/quicwire
@@ -108,7 +112,7 @@ matrix: $(B)/weir $(B)/quicwire
 asan tsan: T = $(filter-out t/chromium.t,$(wildcard t/*.t))
 # ThreadSanitizer of Debian 12 dies of much address randomisation.
 tsan: RUNNER = $(shell setarch -R true 2>/dev/null && echo setarch -R)
-asan tsan:
+asan tsan: tools
 	$(MAKE) B=build-$@ SAN='$(SAN_$@)' RUNNER='$(RUNNER)' \
 	    T='$(T)' check
 
@@ -177,6 +181,7 @@ help:
 	@echo 'make asan tsan  the tests under sanitizers'
 	@echo 'make fuzz       each parser for FUZZ_S=$(FUZZ_S) seconds'
 	@echo 'make bench      side by side with other proxies'
+	@echo 'make browsers   Chromium and Firefox with HTTP/3'
 	@echo 'make matrix     doc/matrix.md, from t/matrix.t'
 	@echo 'make lint       clang-format, cppcheck, clang-tidy'
 	@echo 'make install    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR); also uninstall'

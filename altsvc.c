@@ -199,6 +199,7 @@ struct entry {
     int64_t until;        /* ms: and believed so long */
     int64_t pause;        /* ms: of its last failure; 0: none since it worked */
     int64_t broken_until; /* ms */
+    struct fail last;     /* why */
     int64_t at;           /* ms: when it was touched */
     struct entry *next;
 };
@@ -334,9 +335,11 @@ altsvc_find(struct altsvcs *as, const struct origin *o, int64_t now,
     return found;
 }
 
-/* Has HTTP/3 to this origin failed, so that it is not to be tried now? */
+/* Has HTTP/3 to this origin failed, so that it is not to be tried now?  Then
+ * *last is why. */
 bool
-altsvc_is_broken(struct altsvcs *as, const struct origin *o, int64_t now)
+altsvc_is_broken(struct altsvcs *as, const struct origin *o, int64_t now,
+                 struct fail *last)
 {
     struct entry *e;
     bool broken;
@@ -346,6 +349,8 @@ altsvc_is_broken(struct altsvcs *as, const struct origin *o, int64_t now)
     pthread_mutex_lock(&as->lock);
     e = entry_find(as, o);
     broken = e != NULL && now < e->broken_until;
+    if (broken)
+        *last = e->last;
     pthread_mutex_unlock(&as->lock);
     return broken;
 }
@@ -353,7 +358,8 @@ altsvc_is_broken(struct altsvcs *as, const struct origin *o, int64_t now)
 /* HTTP/3 was tried in vain.  Returns the ms for which it is not tried again; 0:
  * that has been said already. */
 int64_t
-altsvc_failed(struct altsvcs *as, const struct origin *o, int64_t now)
+altsvc_failed(struct altsvcs *as, const struct origin *o, const struct fail *f,
+              int64_t now)
 {
     struct entry *e;
     int64_t pause = 0;
@@ -364,6 +370,7 @@ altsvc_failed(struct altsvcs *as, const struct origin *o, int64_t now)
         pause = e->pause == 0 ? PAUSE_MS : 2 * e->pause;
         e->pause = pause = pause > PAUSE_MAX_MS ? PAUSE_MAX_MS : pause;
         e->broken_until = now + pause;
+        e->last = *f;
     }
     pthread_mutex_unlock(&as->lock);
     return pause;

@@ -2,10 +2,10 @@
  * conn.c - the life of one connection, as a table of states.
  *
  * A worker runs a connection's states one after the other; each does one thing
- * and names the next.  What a client speaks is found out from its first bytes:
- * on the port itself, again inside of TLS, and again behind a CONNECT.  A
- * connection that is waiting for its client gives its worker back: it is
- * parked with the accept thread and goes on where it was.
+ * and names the next.  Two of them have rooms of their own: detect.c finds out
+ * what the client speaks, handshake.c has its TLS.  A connection that is
+ * waiting for its client gives its worker back: it is parked with the accept
+ * thread and goes on where it was.
  *
  * Follows  RFC 9112 section 9 (connections), RFC 9110 section 9.3.6 (CONNECT).
  * Owns     the client's end, and the way to the origin kept for it.
@@ -22,18 +22,13 @@
 
 #include "proxy.h"
 
-enum {
-    PREFACE_SURE = 4,      /* bytes: "PRI " */
-    CLOSE_MS = 1000,       /* how long a closing connection is drained */
-    BOTH_SPEAK_MS = 20,    /* how much later than a server a client may speak */
-    FIRST_LINE_MAX = 8192, /* of what may be HTTP behind a CONNECT */
-};
+enum { CLOSE_MS = 1000 }; /* how long a closing connection is drained */
 
 /* ---- waiting and parking ------------------------------------------------- */
 
 /* Give the worker back until the client sends something, or `until_ms`. */
-static enum conn_state
-park(struct conn *c, enum conn_state resume, int64_t until_ms)
+enum conn_state
+conn_park(struct conn *c, enum conn_state resume, int64_t until_ms)
 {
     end_drop_buffer(&c->end);
     if (c->end.len == 0) { /* between requests: idle costs next to nothing */
@@ -49,424 +44,19 @@ park(struct conn *c, enum conn_state resume, int64_t until_ms)
     return ST_PARKED;
 }
 
-static int64_t
-idle_until(const struct conn *c)
+/* When an idle connection that is parked now is given up. */
+int64_t
+conn_idle_until(const struct conn *c)
 {
     return now_ms() + c->client.conf->idle_s * 1000LL;
 }
 
 /* Nothing more, and nothing left to say. */
-static enum conn_state
-goodbye(struct conn *c, const struct fail *f)
+enum conn_state
+conn_goodbye(struct conn *c, const struct fail *f)
 {
     c->fail = *f;
     return ST_CLOSE;
-}
-
-/* ---- detect -------------------------------------------------------------- */
-
-enum speaks {
-    SPEAKS_UNCLEAR,
-    SPEAKS_TLS,
-    SPEAKS_HTTP,
-    SPEAKS_H2,
-    SPEAKS_OTHER
-};
-
-/* Does it begin as an HTTP/2 client does (RFC 9113 section 3.4)?  From
- * PREFACE_SURE bytes on it can be nothing else. */
-static bool
-is_preface(struct span s)
-{
-    static const char preface[] = "PRI * HTTP/2.0\r\n";
-    size_t n = s.len < sizeof preface - 1 ? s.len : sizeof preface - 1;
-
-    return n > 0 && memcmp(s.at, preface, n) == 0;
-}
-
-/* The first line of what may be HTTP/1.  A method that everybody knows is
- * enough; for any other the line has to end as a request line does.  A CONNECT
- * in here is for the proxy that the client has reached through us, not for us
- * (there are chains of them): opaque. */
-static enum speaks
-speaks_line(struct span s)
-{
-    const char *space, *eol = memchr(s.at, '\n', s.len);
-    size_t line = eol != NULL ? (size_t)(eol - s.at) : s.len;
-    struct span method = {s.at, line};
-
-    if ((space = memchr(s.at, ' ', line)) != NULL)
-        method.len = (size_t)(space - s.at);
-    if (method.len > 0 && method.at[method.len - 1] == '\r')
-        method.len--;
-    if (is_preface(s))
-        return s.len < PREFACE_SURE ? SPEAKS_UNCLEAR : SPEAKS_H2;
-    if (!is_token(method) || (space != NULL && span_is(method, "CONNECT")))
-        return SPEAKS_OTHER;
-    if (space != NULL && method_of(method) != METHOD_OTHER)
-        return SPEAKS_HTTP;
-    if (eol == NULL)
-        return s.len < FIRST_LINE_MAX ? SPEAKS_UNCLEAR : SPEAKS_OTHER;
-    if (line > 0 && s.at[line - 1] == '\r')
-        line--;
-    return line > 9 && memcmp(s.at + line - 9, " HTTP/1.", 8) == 0
-               ? SPEAKS_HTTP
-               : SPEAKS_OTHER;
-}
-
-static enum speaks
-speaks_what(struct span s)
-{
-    if (s.len == 0)
-        return SPEAKS_UNCLEAR;
-    if (s.at[0] == 0x16) /* a TLS handshake record, RFC 8446 section 5.1 */
-        return s.len == 1     ? SPEAKS_UNCLEAR
-               : s.at[1] == 3 ? SPEAKS_TLS
-                              : SPEAKS_OTHER;
-    return speaks_line(s);
-}
-
-/* Wait for the client's next bytes until *until_ms.  A server that speaks first
- * shortens the wait: it is for a client that had the same idea.  WHY_IDLE: it
- * is silent; else what end_fill() met. */
-static enum why
-sniff_more(struct conn *c, int64_t *until_ms, struct fail *f)
-{
-    struct end *server = c->up != NULL ? &c->up->end : NULL;
-    struct pollfd p[2] = {
-        {.fd = c->end.fd, .events = POLLIN},
-        {.fd = server != NULL ? server->fd : -1, .events = POLLIN | POLLRDHUP}};
-    int64_t now = now_ms(), deadline = c->end.deadline;
-    enum why why;
-
-    if (c->end.len == 0 && end_pending(&c->end) && c->end.len > 0)
-        return WHY_NONE;
-    if (server != NULL && end_pending(server)) /* behind a parent's answer */
-        return WHY_IDLE;
-    if (now >= *until_ms || poll(p, 2, (int)(*until_ms - now)) <= 0)
-        return WHY_IDLE;
-    if (p[0].revents == 0) {
-        if (*until_ms > now + BOTH_SPEAK_MS)
-            *until_ms = now + BOTH_SPEAK_MS;
-        if (poll(p, 1, BOTH_SPEAK_MS) <= 0)
-            return WHY_IDLE;
-    }
-    c->end.deadline = *until_ms; /* half a TLS record may be all there is */
-    why = end_fill(&c->end, END_BUF, f);
-    c->end.deadline = deadline;
-    return why == WHY_LATE ? WHY_IDLE : why;
-}
-
-/* Behind a CONNECT, or inside an interception: HTTP is taken apart, anything
- * else goes through as it is. */
-static enum conn_state
-detect_inside(struct conn *c)
-{
-    int64_t until = now_ms() + c->client.conf->sniff_ms;
-    enum speaks what = SPEAKS_UNCLEAR;
-    enum why why = WHY_NONE;
-    struct fail f = {0};
-
-    if (c->opaque)
-        return ST_TUNNEL;
-    if (c->alpn_h2)
-        return ST_SESSION;
-    while (why == WHY_NONE &&
-           (what = speaks_what(end_ahead(&c->end))) == SPEAKS_UNCLEAR)
-        why = sniff_more(c, &until, &f);
-    if (what == SPEAKS_TLS)
-        return ST_HANDSHAKE;
-    if ((what == SPEAKS_HTTP || what == SPEAKS_H2) &&
-        (c->target.tls ||
-         mitm_wants(c->client.conf, c->target.host, c->target.port)))
-        return what == SPEAKS_H2 ? ST_SESSION : ST_REQUEST;
-    if (c->end.len == 0 && c->target.tls) {
-        if (why != WHY_IDLE)
-            return goodbye(c, &f);
-        /* A browser opens TLS connections in advance and stays silent on them:
-         * no reason to look away, as long as the origin is silent, too. */
-        if (c->up == NULL || upstream_alive(c->up))
-            return park(c, ST_DETECT, idle_until(c));
-    }
-    c->opaque = true;
-    return ST_TUNNEL;
-}
-
-/* It seems to be HTTP/2: so far "P" may also begin a POST. */
-static enum conn_state
-detect_session(struct conn *c)
-{
-    int64_t until = now_ms() + c->client.conf->head_s * 1000LL;
-
-    struct fail f = {0};
-    enum why why = WHY_NONE;
-
-    while (why == WHY_NONE && c->end.len < PREFACE_SURE &&
-           is_preface(end_ahead(&c->end)))
-        why = sniff_more(c, &until, &f);
-    if (c->end.len >= PREFACE_SURE && is_preface(end_ahead(&c->end)))
-        return ST_SESSION;
-    c->spoke = c->client.tls ? "tls+http/1" : "http/1";
-    return ST_REQUEST;
-}
-
-/* The first bytes on our port, or inside TLS that was for ourselves. */
-static enum conn_state
-conn_detect(struct conn *c)
-{
-    struct fail f = {0};
-    enum why why = WHY_NONE;
-
-    if (c->target_known && !c->client.own_name)
-        return detect_inside(c);
-    if (c->alpn_h2)
-        return ST_SESSION;
-    if (c->end.len == 0) {
-        c->end.idle_ms = c->client.conf->linger_ms;
-        why = end_fill(&c->end, END_BUF, &f);
-        c->end.idle_ms = c->client.conf->idle_s * 1000;
-    }
-    if (why == WHY_IDLE)
-        return park(c, ST_DETECT, idle_until(c));
-    if (why != WHY_NONE)
-        return goodbye(c, &f);
-    if (end_ahead(&c->end).at[0] == 0x16) {
-        if (c->client.denied != NULL) { /* it could not read our answer */
-            access_denied(&c->client, NULL, 0, c->client.denied, &f);
-            return goodbye(c, &f);
-        }
-        if (!c->client.tls)
-            return ST_HANDSHAKE;
-        fail_own(&f, SIDE_CLIENT, WHY_PROTO, "TLS inside TLS to ourselves");
-        return goodbye(c, &f);
-    }
-    if (end_ahead(&c->end).at[0] == 4 || end_ahead(&c->end).at[0] == 5) {
-        c->spoke = end_ahead(&c->end).at[0] == 4 ? "socks4" : "socks5";
-        c->socks.until = now_ms() + c->client.conf->head_s * 1000LL;
-        return ST_SOCKS;
-    }
-    if (is_preface(end_ahead(&c->end)))
-        return detect_session(c);
-    /* Whatever else it is, HTTP/1 knows how to refuse it. */
-    c->spoke = c->client.tls ? "tls+http/1" : "http/1";
-    return ST_REQUEST;
-}
-
-/* ---- handshake ----------------------------------------------------------- */
-
-/* A client refused our certificate: say how to leave its host alone. */
-static void
-log_refusal(const struct conn *c, const char *name, const struct fail *f)
-{
-    if (f->why != WHY_ALERT)
-        return;
-    log_say(LEVEL_WARN, c->client.id, "untrusted",
-            "%s does not accept our certificate for %s (%s): let it trust "
-            "%s/ca.pem, or leave the host alone with [intercept] except = %s",
-            c->client.addr, name, f->text(f->code),
-            mitm_dir(c->client.weir->mitm), name);
-}
-
-/* What we speak with clients that mean us. */
-static unsigned
-own_alpn(const struct conn *c)
-{
-    return c->hello.alpn &
-           (c->client.conf->alpn == ALPN_NEVER_H2 ? ALPN_HTTP1
-                                                  : ALPN_HTTP1 | ALPN_H2);
-}
-
-/* What is offered to a client that believes we are the origin: what that
- * speaks, unless the settings say another.  A client that knows HTTP/2 alone
- * gets it, whatever the origin speaks: we translate. */
-static unsigned
-mirrored_alpn(const struct conn *c, unsigned origin)
-{
-    unsigned client = c->hello.alpn & (ALPN_HTTP1 | ALPN_H2);
-
-    switch (c->client.conf->alpn) {
-    case ALPN_ALWAYS_H2:
-        return client;
-    case ALPN_NEVER_H2:
-        return client & ALPN_HTTP1;
-    case ALPN_MIRROR:
-        break;
-    }
-    if ((origin & ALPN_H2) || client == ALPN_H2)
-        return client;
-    return client & origin;
-}
-
-static bool
-chose_h2(const struct conn *c)
-{
-    gnutls_datum_t name;
-
-    return gnutls_alpn_get_selected_protocol(end_session(&c->end), &name) ==
-               0 &&
-           name.size == 2 && memcmp(name.data, "h2", 2) == 0;
-}
-
-/* When the client has to be through with its part.  It begins now: what came
- * before was our time, or the origin's. */
-static int64_t
-handshake_until(const struct conn *c)
-{
-    return now_ms() + c->client.conf->head_s * 1000LL;
-}
-
-/* An address without port and brackets. */
-static void
-address_host(const struct sockaddr *sa, char out[ADDR_MAX])
-{
-    address_text(sa, out);
-    *strrchr(out, ':') = '\0';
-    if (out[0] == '[') {
-        memmove(out, out + 1, strlen(out));
-        out[strlen(out) - 1] = '\0';
-    }
-}
-
-/* TLS for one of our own names: an "https://" proxy, or our pages. */
-static enum conn_state
-handshake_own(struct conn *c)
-{
-    struct sockaddr_storage at = {0};
-    socklen_t len = sizeof at;
-    char name[ADDR_MAX] = "localhost";
-    struct fail f = {0};
-
-    if (getsockname(c->end.fd, (struct sockaddr *)&at, &len) == 0 &&
-        (at.ss_family == AF_INET || at.ss_family == AF_INET6))
-        address_host((struct sockaddr *)&at, name);
-    if (mitm_accept(c->client.weir->mitm, &c->end,
-                    c->hello.sni[0] != '\0' ? c->hello.sni : name, NULL,
-                    own_alpn(c), handshake_until(c), &f) != WHY_NONE) {
-        log_refusal(c, c->hello.sni[0] != '\0' ? c->hello.sni : name, &f);
-        c->cut = true;
-        return goodbye(c, &f);
-    }
-    c->client.tls = true;
-    c->alpn_h2 = chose_h2(c);
-    c->spoke = "tls";
-    return ST_DETECT;
-}
-
-/* Learn what the origin is like before the client gets our certificate.  If
- * that fails the client gets its handshake all the same, and then reads the
- * reason as an answer: the exchange will meet the same failure. */
-static void
-learn_origin(struct conn *c, struct known *known)
-{
-    static const struct span none = {"", 0};
-    struct fail f = {0};
-
-    *known = (struct known){.alpn = ALPN_HTTP1};
-    /* A client that offers no protocol may speak one in which the server says
-     * the first word, and only a ready connection can hear that. */
-    if (c->hello.alpn != 0 && upstream_known(&c->client, &c->target, known))
-        return;
-    if (c->up == NULL || upstream_tries_quic(&c->client, &c->target, none)) {
-        upstream_give(&c->client, c->up);
-        c->up = upstream_take(&c->client, &c->target, none, false, &f);
-    } else if (upstream_ready(&c->client, c->up, ALPN_HTTP1 | ALPN_H2, &f) !=
-               WHY_NONE) {
-        upstream_free(c->up);
-        c->up = NULL;
-    }
-    if (c->up != NULL)
-        (void)upstream_known(&c->client, &c->target, known);
-}
-
-/* TLS for somebody else: we are the origin to the client, and the client to
- * the origin. */
-static enum conn_state
-handshake_intercept(struct conn *c)
-{
-    const char *name;
-    struct known known;
-    struct fail f = {0};
-
-    c->target.tls = true;
-    if (strcmp(c->hello.sni, c->target.host) != 0)
-        memcpy(c->target.sni, c->hello.sni, sizeof c->target.sni);
-    if (c->up != NULL)
-        c->up->origin = c->target;
-    name = c->hello.sni[0] != '\0' ? c->hello.sni : c->target.host;
-    learn_origin(c, &known);
-    if (mitm_accept(c->client.weir->mitm, &c->end, name, &known.names,
-                    mirrored_alpn(c, known.alpn), handshake_until(c),
-                    &f) != WHY_NONE) {
-        log_refusal(c, name, &f);
-        c->cut = true;
-        return goodbye(c, &f);
-    }
-    c->client.inside = &c->target;
-    c->alpn_h2 = chose_h2(c);
-    c->spoke = "intercepted";
-    return ST_DETECT;
-}
-
-/* Is this TLS ours to look into?  The name that the client wants to see
- * decides, but an exception for where it connects counts as well.  A client
- * that offers protocols, none of them HTTP, has no use for a proxy of HTTP.
- * And GnuTLS ends a handshake for a name with "_", which is no host name (RFC
- * 952) but has addresses in some a network. */
-static bool
-handshake_wanted(const struct conn *c)
-{
-    const struct config *conf = c->client.conf;
-    const char *name = c->hello.sni[0] != '\0' ? c->hello.sni : c->target.host;
-
-    return mitm_wants(conf, name, c->target.port) &&
-           !match_host(conf->except, c->target.host, c->target.port) &&
-           (c->hello.alpn == 0 ||
-            (c->hello.alpn & ~(unsigned)ALPN_OTHER) != 0) &&
-           strchr(c->hello.sni, '_') == NULL;
-}
-
-/* A ClientHello is coming: read it, see for whom it is.  As with any other
- * head, a client that takes its time for it needs no worker meanwhile. */
-static enum conn_state
-conn_handshake(struct conn *c)
-{
-    const struct config *conf = c->client.conf;
-    struct fail f = {0};
-    enum why why;
-
-    if (c->hello_until == 0)
-        c->hello_until = now_ms() + conf->head_s * 1000LL;
-    c->end.idle_ms = conf->linger_ms;
-    why = hello_read(&c->end, c->hello_until, &c->hello, &f);
-    c->end.idle_ms = conf->idle_s * 1000;
-    if (why == WHY_IDLE)
-        return park(c, ST_HANDSHAKE, c->hello_until);
-    c->hello_until = 0;
-    if (why != WHY_NONE && c->target_known && !c->client.own_name &&
-        c->end.len > 0) {
-        c->opaque = true; /* it only looked like TLS */
-        return ST_TUNNEL;
-    }
-    if (why != WHY_NONE)
-        return goodbye(c, &f);
-    if (c->client.own_name ||
-        (!c->target_known &&
-         (c->hello.sni[0] == '\0' || strcmp(c->hello.sni, WEIR_HOST) == 0 ||
-          name_is_local(c->client.conf, c->hello.sni))))
-        return handshake_own(c);
-    if (!c->target_known && c->client.conf->n_users > 0) {
-        fail_own(&f, SIDE_CLIENT, WHY_LOGIN, "TLS cannot say who it is");
-        return goodbye(c, &f);
-    }
-    if (!c->target_known) { /* DNS led the client here instead of there */
-        c->target = (struct origin){.port = 443, .tunnel = true};
-        memcpy(c->target.host, c->hello.sni, sizeof c->target.host);
-        c->target_known = true;
-    }
-    if (handshake_wanted(c))
-        return handshake_intercept(c);
-    c->opaque = true;
-    return ST_TUNNEL;
 }
 
 /* ---- request, linger ----------------------------------------------------- */
@@ -591,10 +181,10 @@ conn_linger(struct conn *c)
     if (why == WHY_NONE)
         return ST_REQUEST;
     if (why == WHY_IDLE)
-        return park(c, ST_REQUEST,
-                    c->h1.head_from != 0
-                        ? c->h1.head_from + c->h1.limits.head_ms
-                        : idle_until(c));
+        return conn_park(c, ST_REQUEST,
+                         c->h1.head_from != 0
+                             ? c->h1.head_from + c->h1.limits.head_ms
+                             : conn_idle_until(c));
     if (c->end.len == 0) /* before the first byte: an ordinary goodbye */
         return ST_CLOSE;
     if (why == WHY_EOF)
@@ -711,7 +301,7 @@ conn_masque(struct conn *c)
                    (struct tunnel_side){.end = h1_take_raw(&c->h1)}, NULL);
     }
     masque_free(m);
-    return goodbye(c, &f);
+    return conn_goodbye(c, &f);
 }
 
 /* One SOCKS conversation, up to its request. */
@@ -725,19 +315,19 @@ conn_socks(struct conn *c)
            WHY_MORE) {
         if (now_ms() >= c->socks.until) {
             fail_own(&f, SIDE_CLIENT, WHY_LATE, "read SOCKS request");
-            return goodbye(c, &f);
+            return conn_goodbye(c, &f);
         }
         c->end.idle_ms = c->client.conf->linger_ms;
         why = end_fill(&c->end, END_BUF, &f);
         c->end.idle_ms = c->client.conf->idle_s * 1000;
         if (why == WHY_IDLE)
-            return park(c, ST_SOCKS, c->socks.until);
+            return conn_park(c, ST_SOCKS, c->socks.until);
         if (why == WHY_EOF)
             why = fail_own(&f, SIDE_CLIENT, WHY_CUT, "read SOCKS request");
         if (why != WHY_NONE)
-            return goodbye(c, &f);
+            return conn_goodbye(c, &f);
     }
-    return why == WHY_NONE ? socks_request(c) : goodbye(c, &f);
+    return why == WHY_NONE ? socks_request(c) : conn_goodbye(c, &f);
 }
 
 /* ---- dial: the target of a CONNECT --------------------------------------- */
@@ -801,7 +391,7 @@ conn_dial(struct conn *c)
         (c->up = upstream_dial(&c->client, &c->target, &f)) == NULL)
         return socks ? socks_refuse(c, socks_code(&f), &f) : refuse(c, &f);
     if ((socks ? answer_socks(c, &f) : answer_connect(c, &f)) != WHY_NONE)
-        return goodbye(c, &f);
+        return conn_goodbye(c, &f);
     if (!socks)
         h1_take_raw(&c->h1);
     c->socks.version = 0; /* what follows may be anything */
@@ -887,80 +477,18 @@ conn_session(struct conn *c)
     if (c->h2 == NULL) {
         c->cut = true;
         fail_own(&f, SIDE_WEIR, WHY_BUSY, "out of memory");
-        return goodbye(c, &f);
+        return conn_goodbye(c, &f);
     }
     why = h2_run(c->h2, conf->linger_ms, &f);
     if (why == WHY_NONE)
-        return park(c, ST_SESSION, idle_until(c));
+        return conn_park(c, ST_SESSION, conn_idle_until(c));
     h2_free(c->h2);
     c->h2 = NULL;
     c->cut = (why != WHY_EOF && why != WHY_PROTO) || end_unsent(&c->end);
-    return goodbye(c, &f);
+    return conn_goodbye(c, &f);
 }
 
 /* ---- QUIC ---------------------------------------------------------------- */
-
-/* What TLS behind a CONNECT leads to, a QUIC connection has from the start:
- * where it goes is what it asks for, by name. */
-static int
-quic_target(struct conn *c)
-{
-    struct origin *to = &c->target;
-
-    if (!c->target_known && c->client.conf->n_users > 0) {
-        fail_own(&c->fail, SIDE_CLIENT, WHY_LOGIN, "QUIC cannot say who it is");
-        return GNUTLS_A_ACCESS_DENIED;
-    }
-    if (!c->target_known) { /* DNS led the client here instead of there */
-        *to = (struct origin){.port = 443, .tunnel = true};
-        memcpy(to->host, c->hello.sni, sizeof to->host);
-        c->target_known = c->client.any_port = true;
-    }
-    to->tls = true;
-    if (c->hello.sni[0] != '\0' && strcmp(c->hello.sni, to->host) != 0)
-        memcpy(to->sni, c->hello.sni, sizeof to->sni);
-    if (!handshake_wanted(c)) {
-        fail_own(&c->fail, SIDE_CLIENT, WHY_POLICY, "host is not intercepted");
-        return GNUTLS_A_UNRECOGNIZED_NAME;
-    }
-    c->client.inside = to;
-    c->spoke = "intercepted+http/3";
-    return 0;
-}
-
-/* The ClientHello has come: whom does it want, and may it?  Returns 0 with the
- * leaf to show, or an alert. */
-static int
-quic_hello(void *arg, const struct hello *hello, struct leaf **leaf)
-{
-    struct conn *c = arg;
-    const char *name = hello->sni;
-    char local[ADDR_MAX] = "localhost";
-    struct known known = {.alpn = 0};
-    int alert;
-
-    c->hello = *hello;
-    if (!c->target_known && (name[0] == '\0' || strcmp(name, WEIR_HOST) == 0 ||
-                             name_is_local(c->client.conf, name))) {
-        const struct quic_birth *b = wire_birth(c->wire);
-
-        if (name[0] == '\0' && b->path.local.sa.sa_family != AF_UNSPEC)
-            address_host(&b->path.local.sa, local);
-        name = name[0] != '\0' ? name : local;
-        c->client.tls = true;
-        c->spoke = "http/3";
-    } else if ((alert = quic_target(c)) != 0) {
-        return alert;
-    } else {
-        name = name[0] != '\0' ? name : c->target.host;
-        (void)upstream_known(&c->client, &c->target, &known);
-    }
-    if (leaf_take(mitm_leaves(c->client.weir->mitm), name,
-                  known.names.len > 0 ? &known.names : NULL, 0, leaf,
-                  &c->fail) != WHY_NONE)
-        return GNUTLS_A_INTERNAL_ERROR;
-    return 0;
-}
 
 /* Own an HTTP/3 session until it is over, or silent without a stream. */
 static enum conn_state
@@ -970,7 +498,7 @@ conn_quic(struct conn *c)
     struct h3_user user = {.weir = c->client.weir,
                            .arg = c,
                            .begin = session_begin,
-                           .hello = quic_hello,
+                           .hello = handshake_quic,
                            .id = c->client.id};
     struct quic_bytes bytes;
     struct fail f = {0};
@@ -980,7 +508,7 @@ conn_quic(struct conn *c)
     if (c->h3 == NULL && c->client.denied != NULL) {
         access_denied(&c->client, NULL, 0, c->client.denied, &f);
         wire_refuse(c->wire);
-        return goodbye(c, &f);
+        return conn_goodbye(c, &f);
     }
     if (c->h3 == NULL) {
         c->spoke = "quic";
@@ -989,7 +517,7 @@ conn_quic(struct conn *c)
     if (c->h3 == NULL) {
         wire_refuse(c->wire);
         fail_own(&f, SIDE_WEIR, WHY_BUSY, "out of memory");
-        return goodbye(c, &f);
+        return conn_goodbye(c, &f);
     }
     why = h3_run(c->h3, conf->linger_ms, &f);
     c->client.n_exchanges = h3_served(c->h3);
@@ -998,13 +526,13 @@ conn_quic(struct conn *c)
     c->end.n_out = bytes.out;
     c->wake_fd = h3_wake_fd(c->h3);
     if (why == WHY_NONE)
-        return park(c, ST_QUIC, h3_until(c->h3));
-    if (c->fail.why != WHY_NONE) /* quic_hello() knows better */
+        return conn_park(c, ST_QUIC, h3_until(c->h3));
+    if (c->fail.why != WHY_NONE) /* handshake_quic() knows better */
         f = c->fail;
     if (f.why == WHY_IDLE && c->client.n_exchanges > 0)
         f = (struct fail){0}; /* the ordinary end of a QUIC connection */
-    log_refusal(c, c->hello.sni[0] != '\0' ? c->hello.sni : "us", &f);
-    return goodbye(c, &f);
+    conn_log_refusal(c, c->hello.sni[0] != '\0' ? c->hello.sni : "us", &f);
+    return conn_goodbye(c, &f);
 }
 
 /* ---- tunnel -------------------------------------------------------------- */
@@ -1039,7 +567,7 @@ conn_tunnel(struct conn *c)
 
     if (tunnel_way(c, &f) != WHY_NONE) {
         c->cut = true;
-        return goodbye(c, &f);
+        return conn_goodbye(c, &f);
     }
     head_clear(&c->req);
     head_clear(&c->res);
@@ -1183,7 +711,7 @@ conn_new(struct weir *w, int fd, const struct sockaddr *sa, socklen_t len)
     c->began_us = now_us();
     c->state = ST_PARKED;
     c->resume = ST_DETECT;
-    c->until = idle_until(c);
+    c->until = conn_idle_until(c);
     return c;
 }
 

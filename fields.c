@@ -25,12 +25,19 @@ enum {
 /* ---- receiving ----------------------------------------------------------- */
 
 void
+section_begin(struct section *s, enum version version, size_t max_bytes,
+              size_t max_fields)
+{
+    *s = (struct section){
+        .max_bytes = max_bytes, .max_fields = max_fields, .version = version};
+    head_init(&s->head);
+}
+
+/* For HTTP/2, with the settings' limits. */
+void
 section_init(struct section *s, const struct config *conf)
 {
-    *s = (struct section){.max_bytes = (size_t)conf->head_bytes,
-                          .max_fields = (size_t)conf->fields,
-                          .version = HTTP_2};
-    head_init(&s->head);
+    section_begin(s, HTTP_2, (size_t)conf->head_bytes, (size_t)conf->fields);
 }
 
 /* Empty, for the next one. */

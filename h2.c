@@ -531,7 +531,7 @@ callbacks_new(void)
 
 /* Resets and continuations are counted here, by limits of proxy.ini. */
 static nghttp2_option *
-option_new(void)
+option_new(const struct h2 *h)
 {
     nghttp2_option *o;
 
@@ -540,6 +540,8 @@ option_new(void)
     nghttp2_option_set_no_auto_window_update(o, 1);
     nghttp2_option_set_max_continuations(o, H2_CONTINUATIONS);
     nghttp2_option_set_stream_reset_rate_limit(o, 1 << 30, 1 << 30);
+    if (h->side == SIDE_ORIGIN && h->user.altsvc != NULL)
+        nghttp2_option_set_builtin_recv_extension_type(o, NGHTTP2_ALTSVC);
     return o;
 }
 
@@ -570,7 +572,7 @@ static bool
 library_init(struct h2 *h, const struct config *conf)
 {
     nghttp2_session_callbacks *c = callbacks_new();
-    nghttp2_option *o = option_new();
+    nghttp2_option *o = option_new(h);
     int rc = NGHTTP2_ERR_NOMEM;
 
     if (c != NULL && o != NULL)

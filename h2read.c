@@ -63,7 +63,9 @@ on_begin_frame(nghttp2_session *ng, const nghttp2_frame_hd *hd, void *arg)
         return hd->length > 0
                    ? 0
                    : h2_spend(h, CALM_EMPTY, "too many empty frames");
-    case NGHTTP2_RST_STREAM:
+    case NGHTTP2_RST_STREAM: /* an origin's ends a stream that we opened */
+        if (h->side == SIDE_ORIGIN && h2_stream_at(h, hd->stream_id) != NULL)
+            return 0;
         return h2_spend(h, CALM_RESETS, "too many RST_STREAM frames");
     case NGHTTP2_SETTINGS:
         return ack ? 0 : h2_spend(h, CALM_SETTINGS, "too many SETTINGS frames");
@@ -249,6 +251,15 @@ take_settings(struct h2 *h)
     pthread_mutex_unlock(&h->hub.lock);
 }
 
+/* RFC 7838 section 4; the library has seen to where the origin may be. */
+static void
+take_altsvc(struct h2 *h, const nghttp2_ext_altsvc *a)
+{
+    h->user.altsvc(
+        h->user.arg, (struct span){(const char *)a->origin, a->origin_len},
+        (struct span){(const char *)a->field_value, a->field_value_len});
+}
+
 static int
 on_frame_recv(nghttp2_session *ng, const nghttp2_frame *frame, void *arg)
 {
@@ -276,6 +287,9 @@ on_frame_recv(nghttp2_session *ng, const nghttp2_frame *frame, void *arg)
         break;
     case NGHTTP2_GOAWAY:
         h2_leave(h);
+        break;
+    case NGHTTP2_ALTSVC:
+        take_altsvc(h, frame->ext.payload);
         break;
     case NGHTTP2_PING:
         if (h->side == SIDE_CLIENT && (frame->hd.flags & NGHTTP2_FLAG_ACK))

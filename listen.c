@@ -389,7 +389,7 @@ has_news(const struct conn *c)
     char byte;
 
     if (c->wire != NULL)
-        return wire_news(c->wire);
+        return wire_news(c->wire) || (c->h3 != NULL && !h3_is_idle(c->h3));
     return recv(c->end.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 ||
            (errno != EAGAIN && errno != EINTR);
 }

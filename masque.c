@@ -21,10 +21,8 @@
  *          and connections inside send down from their owners' threads.
  * Blocks   as long as the tunnel lives.
  */
-#include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,35 +33,22 @@
 #include "proxy.h"
 
 enum {
-    BATCH = 64,      /* datagrams, or lots of them, for one system call */
-    LOTS = 16,       /* the same downwards, where there are buffers for them */
-    LOT_MAX = 60000, /* bytes of datagrams that the kernel cuts apart */
-    HEAD_MAX = 8,    /* of a capsule and the context */
-    LOOK_MS = 1000,  /* how often one who waits looks around */
-    FRONT = 16,      /* room before what is received */
-    SLOT = FRONT + 65536,
-    RECEIVE = 1 << 20,   /* bytes: what the target may send ahead of us */
+    LOOK_MS = 1000,      /* how often one who waits looks around */
+    HEAD_MAX = 8,        /* of a capsule and the context */
     GRAM_MAX = 2048,     /* a datagram of HTTP/3 */
     INNER_MAX = 1 << 18, /* bytes that connections inside may send ahead */
 };
 
-#ifndef UDP_SEGMENT
-#define UDP_SEGMENT 103
-#endif
-#ifndef UDP_GRO
-#define UDP_GRO 104
-#endif
-
 static const char template[] = "/.well-known/masque/udp/";
 
 struct way { /* what went one way */
-    uint64_t bytes, datagrams, dropped;
+    struct traffic t;
     struct fail fail;
 };
 
 struct batch { /* packets' contents, to be sent together */
     int n;
-    struct iovec all[BATCH];
+    struct iovec all[LOT_MAX];
 };
 
 struct masque {
@@ -85,17 +70,17 @@ struct masque {
     /* needs lock: what comes from the client, as long as it is not opaque */
     pthread_mutex_t lock;
     struct nested *nested; /* NULL: opaque from the start */
-    struct way passed;     /* up, after it had to wait there */
+    struct traffic passed; /* up, after it had to wait there */
     /* needs down_lock: what connections inside send */
     pthread_mutex_t down_lock;
     struct store inner; /* capsules */
-    struct way inner_down;
+    struct traffic inner_down;
     /* the worker's, the session's owner's, the twin's */
     struct way up, heard, down;
     struct capsules capsules;  /* the worker's */
     struct batch batch, grams; /* the worker's, the session's owner's */
     char *gram_buf;            /* what lies in `grams` */
-    atomic_bool no_lots;       /* the kernel does not cut them: one by one */
+    atomic_bool single;        /* packets are sent one by one */
 };
 
 /* ---- what is asked for --------------------------------------------------- */
@@ -117,7 +102,7 @@ masque_wanted(const struct client *c, struct head *req)
         req->path.len < n || memcmp(req->path.at, template, n) != 0)
         return false;
     return ourselves || (authority_parse(req->authority, host, &port) &&
-                         port == 0 && name_is_local(c->conf, host));
+                         port == 0 && host_is_ours(c->conf, host));
 }
 
 /* "%3A" and the like.  False: malformed, or too long. */
@@ -193,7 +178,8 @@ masque_target(struct span path, char host[HOST_MAX + 1], uint16_t *port)
 
 /* What the request says, and whether it may.  RFC 9298 section 3. */
 static enum why
-judge(struct masque *m, struct head *req, enum access *what, struct fail *f)
+judge_request(struct masque *m, struct head *req, enum access *what,
+              struct fail *f)
 {
     struct client *c = m->client;
     struct origin *to = &m->target, here;
@@ -231,7 +217,6 @@ masque_open(struct client *c, struct head *req, struct fail *f)
 {
     struct masque *m = calloc(1, sizeof *m);
     enum access what;
-    int most = RECEIVE, one = 1;
     enum why why;
 
     if (m == NULL) {
@@ -247,7 +232,7 @@ masque_open(struct client *c, struct head *req, struct fail *f)
     m->idle_ms = c->conf->udp_idle_s * 1000;
     if (atomic_fetch_add(&c->weir->n_udp_tunnels, 1) >= c->conf->udp_tunnels)
         why = fail_own(f, SIDE_WEIR, WHY_BUSY, "number of UDP tunnels");
-    else if ((why = judge(m, req, &what, f)) == WHY_NONE)
+    else if ((why = judge_request(m, req, &what, f)) == WHY_NONE)
         why = dial_udp(c, m->target.host, m->target.port, what, &m->fd, m->addr,
                        &m->took, f);
     if (why == WHY_NONE &&
@@ -257,10 +242,7 @@ masque_open(struct client *c, struct head *req, struct fail *f)
         masque_free(m);
         return NULL;
     }
-    /* Without these it works, with more loss, or with loss unknown. */
-    (void)setsockopt(m->fd, SOL_SOCKET, SO_RCVBUF, &most, sizeof most);
-    (void)setsockopt(m->fd, SOL_SOCKET, SO_RXQ_OVFL, &one, sizeof one);
-    (void)setsockopt(m->fd, IPPROTO_UDP, UDP_GRO, &one, sizeof one);
+    lots_set_up(m->fd);
     return m;
 }
 
@@ -327,85 +309,15 @@ finish(struct masque *m, struct way *way, enum why why)
         side_cut(&m->side);
 }
 
-/* ICMP says that nobody is there, and our kernel that there is no way. */
-static bool
-is_final(int code)
-{
-    return code == ECONNREFUSED || code == EHOSTUNREACH ||
-           code == ENETUNREACH || code == EPIPE || code == EBADF;
-}
-
 /* ---- up: datagrams to packets -------------------------------------------- */
 
-/* How many of them, from the front, the kernel can cut out of one lot: all of
- * a size but the last, which may be shorter. */
-static int
-lot_of(const struct masque *m, const struct iovec *all, int n)
-{
-    size_t sum = all[0].iov_len;
-    int k = 1;
-
-    if (atomic_load(&m->no_lots) || sum == 0)
-        return 1;
-    while (k < n && all[k].iov_len <= all[0].iov_len && all[k].iov_len > 0 &&
-           sum + all[k].iov_len <= LOT_MAX) {
-        sum += all[k].iov_len;
-        if (all[k++].iov_len < all[0].iov_len)
-            break;
-    }
-    return k;
-}
-
-/* The first n of them, as packets of their own.  False: errno. */
-static bool
-send_lot(const struct masque *m, struct iovec *all, int n)
-{
-    union {
-        struct cmsghdr align;
-        char at[CMSG_SPACE(sizeof(uint16_t))];
-    } control = {.at = {0}};
-    struct msghdr msg = {.msg_iov = all, .msg_iovlen = (size_t)n};
-    uint16_t size = (uint16_t)all[0].iov_len;
-
-    if (n > 1) {
-        msg.msg_control = control.at;
-        msg.msg_controllen = sizeof control.at;
-        *CMSG_FIRSTHDR(&msg) =
-            (struct cmsghdr){.cmsg_level = IPPROTO_UDP,
-                             .cmsg_type = UDP_SEGMENT,
-                             .cmsg_len = CMSG_LEN(sizeof size)};
-        memcpy(CMSG_DATA(CMSG_FIRSTHDR(&msg)), &size, sizeof size);
-    }
-    return sendmsg(m->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0;
-}
-
-/* Send them to the target.  What the socket does not take is lost. */
+/* What has come of the socket.  After the tunnel's end it is our doing. */
 static enum why
-send_all(struct masque *m, struct way *way, struct iovec *all, int n)
+judge(struct masque *m, struct way *way, int code, const char *op)
 {
-    while (n > 0) {
-        int k = lot_of(m, all, n);
-
-        if (send_lot(m, all, k)) {
-            way->datagrams += (uint64_t)k;
-            for (int i = 0; i < k; i++)
-                way->bytes += all[i].iov_len;
-        } else if (errno == EINTR) {
-            continue;
-        } else if (is_final(errno)) {
-            return atomic_load(&m->stop)
-                       ? WHY_OVER
-                       : fail_sys(&way->fail, SIDE_ORIGIN, "send", errno);
-        } else if (k > 1 && errno != EAGAIN && errno != ENOBUFS) {
-            atomic_store(&m->no_lots, true); /* udp(7): not this device */
-            continue;
-        } else {
-            way->dropped += (uint64_t)k;
-        }
-        all += k;
-        n -= k;
-    }
-    return WHY_NONE;
+    if (atomic_load(&m->stop))
+        return WHY_OVER;
+    return code != 0 ? fail_sys(&way->fail, SIDE_ORIGIN, op, code) : WHY_NONE;
 }
 
 /* What nested.c had kept, and does not want.  Its sender gets the failure of
@@ -419,7 +331,7 @@ pass_on(void *arg, const void *at, size_t len)
         m->passed.dropped++;
         return;
     }
-    m->passed.datagrams++;
+    m->passed.packets++;
     m->passed.bytes += len;
 }
 
@@ -435,14 +347,16 @@ carry_packets(struct masque *m, struct way *way, struct batch *b)
         for (; i < n &&
                nested_put(m->nested, b->all[i].iov_base, b->all[i].iov_len);
              i++) {
-            way->bytes += b->all[i].iov_len;
-            way->datagrams++;
+            way->t.bytes += b->all[i].iov_len;
+            way->t.packets++;
         }
         if (i < n)
             atomic_store(&m->opaque, true);
         pthread_mutex_unlock(&m->lock);
     }
-    return send_all(m, way, b->all + i, n - i);
+    return judge(m, way,
+                 lots_send(m->fd, b->all + i, n - i, &m->single, &way->t),
+                 "send");
 }
 
 /* The content of a datagram, without its context.  WHY_MORE: it is in one that
@@ -491,7 +405,7 @@ hear(void *arg, const void *at, size_t len)
     moved(m);
     memcpy(buf, at, len);
     why = unwrap(&m->heard, (struct span){buf, len}, content);
-    if (why == WHY_NONE && ++m->grams.n == BATCH)
+    if (why == WHY_NONE && ++m->grams.n == LOT_MAX)
         heard(m);
     if (why != WHY_NONE && why != WHY_MORE)
         finish(m, &m->heard, why);
@@ -540,7 +454,7 @@ carry_up(struct masque *m, struct span got)
         why = why == WHY_LIMIT ? judge_long(m, value) : batch_add(m, value);
         /* One that was put together lies where the next one will. */
         if (why == WHY_NONE && m->batch.n > 0 &&
-            (m->batch.n == BATCH || value.at == m->capsules.value))
+            (m->batch.n == LOT_MAX || value.at == m->capsules.value))
             why = carry_packets(m, &m->up, &m->batch);
     }
     return why == WHY_MORE ? carry_packets(m, &m->up, &m->batch) : why;
@@ -612,60 +526,11 @@ up_run(struct masque *m)
 
 /* ---- down: packets to capsules ------------------------------------------- */
 
-struct slots { /* lots of packets, of one system call */
-    struct mmsghdr msgs[LOTS];
-    struct iovec in[LOTS];
-    union {
-        struct cmsghdr align;
-        char at[CMSG_SPACE(sizeof(uint32_t)) + CMSG_SPACE(sizeof(int))];
-    } notes[LOTS];
-    uint32_t lost; /* as the kernel counts */
-    /* capsules: a head and a packet, in turn */
-    char heads[BATCH][HEAD_MAX];
-    struct iovec out[2 * BATCH];
-    int n_out;
-    char at[LOTS][SLOT];
+struct capsule_lot { /* capsules to be written: a head and a packet, in turn */
+    int n;
+    struct iovec out[2 * LOT_MAX];
+    char heads[LOT_MAX][HEAD_MAX];
 };
-
-static void
-slots_reset(struct slots *s)
-{
-    for (int i = 0; i < LOTS; i++) {
-        s->in[i] = (struct iovec){s->at[i] + FRONT, SLOT - FRONT};
-        s->msgs[i].msg_hdr =
-            (struct msghdr){.msg_iov = &s->in[i],
-                            .msg_iovlen = 1,
-                            .msg_control = &s->notes[i],
-                            .msg_controllen = sizeof s->notes[i]};
-    }
-}
-
-/* What the kernel says beside the bytes: how long each packet of a lot is, and
- * how many lots it had no room for since the last time.  Those are taken to
- * have been as this one; most are single packets. */
-static void
-read_notes(struct slots *s, struct msghdr *msg, size_t len, size_t *size,
-           uint64_t *lost)
-{
-    uint32_t total = s->lost;
-
-    *size = len;
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c != NULL;
-         c = CMSG_NXTHDR(msg, c)) {
-        int n;
-
-        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_RXQ_OVFL)
-            memcpy(&total, CMSG_DATA(c), sizeof total);
-        if (c->cmsg_level != IPPROTO_UDP || c->cmsg_type != UDP_GRO)
-            continue;
-        memcpy(&n, CMSG_DATA(c), sizeof n);
-        if (n > 0)
-            *size = (size_t)n;
-    }
-    *lost +=
-        (uint64_t)(total - s->lost) * (len > 0 ? (len + *size - 1) / *size : 1);
-    s->lost = total;
-}
 
 /* What stands before a packet of len bytes: a capsule's head and the context.
  * Returns its length. */
@@ -689,67 +554,52 @@ says(struct masque *m)
     return m->stream != NULL && stream_say_max(m->stream) > 0;
 }
 
-static enum why
-slots_flush(struct masque *m, struct slots *s)
-{
-    int n = s->n_out;
-
-    s->n_out = 0;
-    return n > 0 ? side_write(&m->side, s->out, n, &m->down.fail) : WHY_NONE;
-}
-
 /* One packet.  The byte before it is ours: what was there has been sent. */
 static enum why
-put_packet(struct masque *m, struct slots *s, char *at, size_t len, bool say)
+put_packet(struct masque *m, struct capsule_lot *c, char *at, size_t len,
+           bool say)
 {
-    char *head = s->heads[s->n_out / 2];
+    struct traffic *t = &m->down.t;
+    char *head = c->heads[c->n / 2];
 
     if (say) {
         at[-1] = 0; /* the context */
         /* RFC 9298 section 6.1: what does not fit must not come as a capsule,
          * or the peer would never find out. */
         if (!stream_say(m->stream, at - 1, len + 1)) {
-            m->down.dropped++;
+            t->dropped++;
             return WHY_NONE;
         }
     } else {
-        s->out[s->n_out++] = (struct iovec){head, put_head(head, len)};
-        s->out[s->n_out++] = (struct iovec){at, len};
+        c->out[c->n++] = (struct iovec){head, put_head(head, len)};
+        c->out[c->n++] = (struct iovec){at, len};
     }
-    m->down.bytes += len;
-    m->down.datagrams++;
-    return s->n_out == 2 * BATCH ? slots_flush(m, s) : WHY_NONE;
+    t->bytes += len;
+    t->packets++;
+    if (c->n < 2 * LOT_MAX)
+        return WHY_NONE;
+    c->n = 0;
+    return side_write(&m->side, c->out, 2 * LOT_MAX, &m->down.fail);
 }
 
 /* Packets that are here, to the client. */
 static enum why
-carry_down(struct masque *m, struct slots *s)
+carry_down(struct masque *m, struct lots *l)
 {
     bool say = says(m);
-    enum why why = WHY_NONE;
-    int n;
+    struct capsule_lot c;
+    enum why why =
+        judge(m, &m->down, lots_receive(m->fd, l, &m->down.t), "receive");
+    char *at;
+    size_t len;
 
-    slots_reset(s);
-    n = recvmmsg(m->fd, s->msgs, LOTS, MSG_DONTWAIT, NULL);
-    if (atomic_load(&m->stop))
-        return WHY_OVER;
-    if (n < 0)
-        return !is_final(errno)
-                   ? WHY_NONE
-                   : fail_sys(&m->down.fail, SIDE_ORIGIN, "receive", errno);
+    c.n = 0;
     moved(m);
-    for (int i = 0; i < n && why == WHY_NONE; i++) {
-        size_t len = s->msgs[i].msg_len, size, at = 0;
-
-        read_notes(s, &s->msgs[i].msg_hdr, len, &size, &m->down.dropped);
-        do { /* one may be empty */
-            size_t k = len - at < size ? len - at : size;
-
-            why = put_packet(m, s, s->at[i] + FRONT + at, k, say);
-            at += k;
-        } while (at < len && why == WHY_NONE);
-    }
-    return why == WHY_NONE ? slots_flush(m, s) : why;
+    while (why == WHY_NONE && lots_next(l, &at, &len))
+        why = put_packet(m, &c, at, len, say);
+    if (why == WHY_NONE && c.n > 0)
+        why = side_write(&m->side, c.out, c.n, &m->down.fail);
+    return why;
 }
 
 /* A connection inside has a packet for the client. */
@@ -772,7 +622,7 @@ inner_send(void *arg, const void *at, size_t len)
         good = m->inner.len + n_head + len <= INNER_MAX &&
                store_add(&m->inner, packet, n_head + len);
     m->inner_down.bytes += good ? len : 0;
-    m->inner_down.datagrams += good;
+    m->inner_down.packets += good;
     m->inner_down.dropped += !good;
     pthread_mutex_unlock(&m->down_lock);
     moved(m);
@@ -805,24 +655,24 @@ static void
 down_run(void *arg)
 {
     struct masque *m = arg;
-    struct slots *s = calloc(1, sizeof *s);
+    struct lots *l = lots_new();
     struct store buf = {0};
     struct pollfd p[2] = {{.fd = m->fd, .events = POLLIN},
                           {.fd = m->wake_fd, .events = POLLIN}};
     enum why why = WHY_NONE;
 
-    if (s == NULL)
+    if (l == NULL)
         why = fail_sys(&m->down.fail, SIDE_WEIR, "receive", ENOMEM);
     while (why == WHY_NONE && !atomic_load(&m->stop)) {
         if (poll(p, 2, LOOK_MS) <= 0)
             continue;
         if (p[0].revents != 0)
-            why = carry_down(m, s);
+            why = carry_down(m, l);
         if (why == WHY_NONE && p[1].revents != 0)
             why = carry_inner(m, &buf);
     }
     store_clear(&buf);
-    free(s);
+    lots_free(l);
     finish(m, &m->down, why);
 }
 
@@ -846,12 +696,12 @@ log_tunnel(const struct masque *m, bool inside)
     log_str(&l, "protocol", "connect-udp");
     log_str(&l, "target", target);
     log_str(&l, "origin", m->addr);
-    log_int(&l, "up", (int64_t)m->up.bytes);
-    log_int(&l, "down", (int64_t)m->down.bytes);
-    log_int(&l, "up_datagrams", (int64_t)m->up.datagrams);
-    log_int(&l, "down_datagrams", (int64_t)m->down.datagrams);
-    log_int(&l, "up_dropped", (int64_t)m->up.dropped);
-    log_int(&l, "down_dropped", (int64_t)m->down.dropped);
+    log_int(&l, "up", (int64_t)m->up.t.bytes);
+    log_int(&l, "down", (int64_t)m->down.t.bytes);
+    log_int(&l, "up_datagrams", (int64_t)m->up.t.packets);
+    log_int(&l, "down_datagrams", (int64_t)m->down.t.packets);
+    log_int(&l, "up_dropped", (int64_t)m->up.t.dropped);
+    log_int(&l, "down_dropped", (int64_t)m->down.t.dropped);
     if (inside)
         log_str(&l, "inside", "intercepted");
     log_ms(&l, "dns_ms", m->took.dns_us);
@@ -864,10 +714,10 @@ log_tunnel(const struct masque *m, bool inside)
 
 /* What went another way than the usual one counts as well. */
 static void
-add_way(struct way *to, const struct way *from)
+add(struct traffic *to, const struct traffic *from)
 {
     to->bytes += from->bytes;
-    to->datagrams += from->datagrams;
+    to->packets += from->packets;
     to->dropped += from->dropped;
 }
 
@@ -925,7 +775,7 @@ masque_run(struct masque *m, struct worker *w, struct tunnel_side client,
     bool inside;
 
     if (stream != NULL)
-        m->gram_buf = malloc((size_t)BATCH * GRAM_MAX);
+        m->gram_buf = malloc((size_t)LOT_MAX * GRAM_MAX);
     m->side = client;
     m->stream = m->gram_buf != NULL ? stream : NULL;
     m->first = &m->up;
@@ -937,9 +787,9 @@ masque_run(struct masque *m, struct worker *w, struct tunnel_side client,
     watch_client(m, NULL);
     inside = m->nested != NULL && nested_taken(m->nested);
     nested_free(m->nested);
-    add_way(&m->up, &m->heard);
-    add_way(&m->up, &m->passed);
-    add_way(&m->down, &m->inner_down);
+    add(&m->up.t, &m->heard.t);
+    add(&m->up.t, &m->passed);
+    add(&m->down.t, &m->inner_down);
     /* Quiet is no fault. */
     if (m->first->fail.why == WHY_NONE || m->first->fail.why == WHY_IDLE)
         (void)side_finish(&m->side, &ignored);

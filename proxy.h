@@ -879,6 +879,26 @@ struct exchange {
     struct fail fail;              /* what ended it; why NONE: it completed */
 };
 
+/* The request's content on its way up.  The gate is shut while the worker
+ * writes a request head: first bytes wait behind it, and once they have passed
+ * the request cannot be sent a second time. */
+struct upload {
+    struct exchange *x;
+    /* the worker's alone */
+    bool started;
+    bool unheard; /* nobody will hear the rest */
+    pthread_mutex_t lock;
+    pthread_cond_t opened;
+    /* needs lock */
+    bool shut, begun;
+    struct http *to; /* NULL behind a shut gate */
+    /* either thread */
+    atomic_bool done, discard;
+    atomic_llong moved_at;
+    /* the twin's; read after twin_wait(), or once `done` is seen */
+    struct fail fail;
+};
+
 struct tunnel_side { /* an end, or a stream of an h2/h3 session */
     struct end *end;
     struct http *http; /* used when end is NULL: its content is the bytes */
@@ -1091,6 +1111,22 @@ struct conn *conn_new_quic(struct weir *, struct wire *,
 enum why connect_route(struct client *, struct head *req, struct origin *,
                        struct fail *); /* where a CONNECT leads */
 bool conn_wants(const struct config *, const struct origin *);
+/* For the states that have rooms of their own. */
+enum conn_state conn_park(struct conn *, enum conn_state resume,
+                          int64_t until_ms);
+int64_t conn_idle_until(const struct conn *);
+enum conn_state conn_goodbye(struct conn *, const struct fail *);
+
+/* ---- detect.c: what does a client speak? --------------------------------- */
+
+enum conn_state conn_detect(struct conn *);
+
+/* ---- handshake.c: TLS that a client begins ------------------------------- */
+
+enum conn_state conn_handshake(struct conn *);
+int handshake_quic(void *conn, const struct hello *, struct leaf **);
+void conn_log_refusal(const struct conn *, const char *name,
+                      const struct fail *);
 
 /* ---- serve.c: one stream of a client's session --------------------------- */
 
@@ -1126,11 +1162,16 @@ void end_drop_buffer(struct end *);  /* while nothing is buffered */
 void end_cut(struct end *);
 /* The two are each other's peer, by socketpair(2); false: no memory. */
 bool end_pair(struct end *, struct end *);
-/* Its socket, for layer.c. */
+
+/* ---- sock.c: an end's socket, for end.c and layer.c ---------------------- */
+
 enum why sock_recv(struct end *, void *buf, size_t cap, int flags, size_t *n,
                    struct fail *);
 enum why sock_send(struct end *, struct iovec *, int n, int flags,
                    struct fail *);
+enum why sock_splice_in(struct end *, int pipe_fd, size_t max, size_t *n,
+                        struct fail *);
+enum why sock_splice_out(struct end *, int pipe_fd, size_t n, struct fail *);
 
 /* ---- layer.c: TLS over an end's socket, or over TLS ---------------------- */
 
@@ -1215,6 +1256,7 @@ enum why head_route(struct head *req, const struct client *, struct origin *,
                     bool *ourselves, struct fail *);
 bool host_is_address(const char *host);
 bool name_is_local(const struct config *, const char *host); /* ourselves */
+bool host_is_ours(const struct config *, const char *host);  /* or address */
 void origin_authority(const struct origin *, char *out, size_t cap);
 
 /* ---- exchange.c: one request and its answer ------------------------------ */
@@ -1222,6 +1264,16 @@ void origin_authority(const struct origin *, char *out, size_t cap);
 enum exchange_end exchange_run(struct exchange *);
 /* There is no proper request: answer with what x->fail says, and close. */
 enum exchange_end exchange_refuse(struct exchange *);
+
+/* ---- upload.c: a request's content, by the worker's twin ----------------- */
+
+void upload_init(struct upload *, struct exchange *);
+bool upload_start(struct upload *, struct http *to); /* or go on, to another */
+bool upload_hold(struct upload *); /* false: something has passed already */
+bool upload_client_failed(struct upload *);
+void upload_join(struct upload *, bool hopeless);
+enum why http_splice(struct http *from, struct http *to, atomic_llong *moved_at,
+                     struct fail *); /* WHY_MORE: not here */
 
 /* ---- page.c: what weir says itself --------------------------------------- */
 
@@ -1287,13 +1339,15 @@ bool ws_accepted(const struct h1 *, const struct head *); /* as a client */
 struct section { /* one that is being received */
     struct head head;
     struct span method, scheme, authority, path, protocol, status;
-    enum version version; /* HTTP_2, unless its user sets another */
-    size_t bytes;         /* as RFC 9113 section 6.5.2 counts */
+    enum version version;
+    size_t bytes; /* as RFC 9113 section 6.5.2 counts */
     size_t max_bytes, max_fields;
     bool over;   /* a ceiling was met: fields are dropped */
     bool failed; /* no memory */
 };
 void section_init(struct section *, const struct config *);
+void section_begin(struct section *, enum version, size_t max_bytes,
+                   size_t max_fields); /* the same, with limits of its own */
 void section_reset(struct section *);
 void section_clear(struct section *);
 void section_add(struct section *, struct span name, struct span value,
@@ -1384,6 +1438,9 @@ struct h2_user { /* whoever has a session */
     /* Server role: a request has come on a stream; false: nobody can serve it.
      * He gives the stream back. */
     bool (*begin)(void *arg, struct stream *, struct fibers *);
+    /* Client role: an ALTSVC frame; origin empty: that of a request.  NULL:
+     * nobody wants to know. */
+    void (*altsvc)(void *arg, struct span origin, struct span value);
     void *arg;
     uint64_t id; /* for the log; 0: none */
 };
@@ -1508,6 +1565,7 @@ struct quic_conf {
     int idle_ms, handshake_ms, rtt_ms; /* rtt_ms: what to assume at first */
     size_t streams;                    /* that the peer may open */
     size_t stream_window, window;
+    bool tunnelled; /* what fits is to be found out, not known */
 };
 struct quic *quic_accept(struct wire *, gnutls_session_t,
                          const struct quic_conf *, const struct quic_user *);
@@ -1551,6 +1609,75 @@ struct h3_user { /* whoever has a session */
     enum why (*verify)(void *arg, gnutls_session_t, struct fail *);
     uint64_t id; /* for the log; 0: none */
 };
+struct lane { /* what the owner keeps of a request's stream */
+    int64_t id;
+    struct stream *s;        /* NULL: no complete head has come, or nobody
+                                wants it */
+    struct section *section; /* that is coming; NULL: none is */
+    struct head *tail;       /* has come; the end has not */
+    struct chunk *sent, *last_sent;
+    size_t unacked;   /* bytes of sent */
+    bool choked;      /* too many: the library shall not ask */
+    bool stopped;     /* the peer was asked to send no more */
+    int64_t begun_at; /* ms */
+    struct lane *next, *prev;
+};
+
+struct lanes { /* all of a session */
+    struct lane *first;
+    struct section *spare; /* memory for the next head; NULL: none */
+    size_t max_bytes, max_fields;
+};
+
+enum {
+    H3_GRAM_MAX = 1500,    /* bytes of a datagram with its stream's number */
+    H3_SETTINGS_MAX = 256, /* bytes of an origin's first frame */
+};
+
+struct nghttp3_conn;
+struct nghttp3_callbacks;
+
+struct h3 {
+    struct hub hub;
+    struct fibers fibers; /* server role: serve those streams that can be */
+    /* set at the beginning, then only read */
+    enum side side; /* whom we speak with */
+    struct h3_user user;
+    struct wire *wire; /* server role */
+    int fd;            /* client role: quic's */
+    int idle_ms, head_ms, stall_ms, alive_ms;
+    size_t max_streams;
+    /* the owner's alone */
+    struct quic *quic;
+    struct nghttp3_conn *ng;
+    struct stream *all, *fresh, *held;
+    struct lanes lanes;
+    struct lane *resume; /* the library may ask it again */
+    struct store in, grams;
+    char *buf; /* client role: READ_MAX bytes of datagrams */
+    char gram[H3_GRAM_MAX];
+    struct stream *gram_to;         /* who got the last one */
+    char settings[H3_SETTINGS_MAX]; /* client role: how the peer's control
+                                    stream begins */
+    size_t n_settings;
+    bool takes_connect; /* what they say */
+    struct calm calm;
+    int64_t now, tick_at, idle_from, control_id;
+    bool said_goodbye, shut, kept_alive, peer_grams;
+    bool useful;      /* something came of what is being read */
+    size_t n_useless; /* bytes in a row of which nothing came */
+    int n_refusals;   /* in a row */
+    size_t gram_max, n_credit;
+    size_t n_open; /* of all */
+    uint64_t n_served, trim_at;
+    /* needs hub.lock */
+    pthread_cond_t settled;
+    bool settings_seen, extended, ready, leaving, used;
+    struct fail failed; /* client role: before it was ready */
+    size_t peer_max;
+    /* any thread */
+    atomic_bool stop;
+};
 struct h3 *h3_accept(struct wire *, const struct config *,
                      const struct h3_user *);
 /* fd: a connected UDP socket, non-blocking; it and the TLS session (of
@@ -1563,6 +1690,7 @@ void h3_free(struct h3 *);
 enum why h3_run(struct h3 *, int linger_ms, struct fail *);
 int h3_wake_fd(const struct h3 *);
 int64_t h3_until(const struct h3 *); /* ms */
+bool h3_is_idle(const struct h3 *);  /* at rest: no stream is open */
 void h3_goodbye(struct h3 *);        /* at rest: tell the peer that it ends */
 uint64_t h3_served(const struct h3 *);
 struct quic_bytes h3_bytes(const struct h3 *);
@@ -1574,6 +1702,38 @@ enum why h3_ready(struct h3 *, int64_t until, struct fail *);
 struct stream *h3_open(struct h3 *, bool *used);
 int h3_extended(struct h3 *, int64_t until);
 void h3_stop(struct h3 *);
+
+/* What h3.c, h3in.c and h3out.c have for each other; the owner's alone. */
+int h3_give_up(struct h3 *, uint64_t code, const char *cause);
+int h3_no_memory(struct h3 *);
+bool h3_judge(struct h3 *, int rc);
+int h3_spend(struct h3 *, enum calm_kind, int n, const char *cause);
+const char *h3_code_text(int code);
+void h3_add(struct h3 *, struct stream *);
+void h3_let_go(struct h3 *, struct stream *);
+void h3_stream_over(struct h3 *);
+void h3_stop_reading(struct h3 *, int64_t id, uint64_t code);
+void h3_reset(struct h3 *, int64_t id, uint64_t code);
+void h3_leave(struct h3 *);
+/* h3in.c: what comes */
+void h3_in(struct nghttp3_callbacks *, struct quic_user *);
+enum why h3_receive(struct h3 *, struct fail *);
+/* h3out.c: what goes */
+void h3_out(struct nghttp3_callbacks *, struct quic_user *);
+void h3_serve(struct h3 *, struct stream *);
+void h3_serve_calls(struct h3 *);
+void h3_let_held_go(struct h3 *);
+
+/* ---- lane.c: what the owner of an HTTP/3 session keeps of a stream ------- */
+
+struct lane *lane_new(struct lanes *, int64_t id, int64_t now);
+struct lane *lane_find(const struct lanes *, int64_t id);
+void lane_free(struct lanes *, struct lane *);
+bool lane_begin(struct lanes *, struct lane *);
+void lane_end(struct lanes *, struct lane *);
+void lanes_rest(struct lanes *);
+bool lane_take(struct lane *, struct span *);
+void lane_acked(struct lane *, size_t len);
 
 /* ---- demux.c: datagrams to QUIC connections ------------------------------ */
 
@@ -1587,6 +1747,7 @@ void demux_end(struct demux *);
 size_t demux_live(struct demux *); /* connections */
 
 /* A connection's side of it: its owner's. */
+bool wire_tunnelled(const struct wire *);   /* are its datagrams in a tunnel? */
 void wire_own(struct wire *, struct hub *); /* NULL: nobody owns it any more */
 const struct quic_birth *wire_birth(const struct wire *);
 bool wire_read(struct wire *, struct store *); /* swapped in; see wire_next() */
@@ -1720,6 +1881,23 @@ bool nested_put(struct nested *, const void *, size_t len); /* false: opaque */
 bool nested_taken(const struct nested *);
 void nested_free(struct nested *);
 
+/* ---- lots.c: packets on a connected UDP socket, many at once --------------
+ */
+
+enum { LOT_MAX = 64 }; /* packets of a lot */
+struct traffic {
+    uint64_t bytes, packets, dropped;
+};
+struct lots; /* what was received */
+struct lots *lots_new(void);
+void lots_free(struct lots *);
+void lots_set_up(int fd);
+/* 0, or the errno after which no packet will pass. */
+int lots_send(int fd, struct iovec *, int n, atomic_bool *single,
+              struct traffic *);
+int lots_receive(int fd, struct lots *, struct traffic *);
+bool lots_next(struct lots *, char **at, size_t *len);
+
 /* ---- masque.c: UDP through HTTP (connect-udp) -----------------------------
  */
 
@@ -1852,8 +2030,10 @@ void altsvc_learn(struct altsvcs *, const struct origin *, struct span value,
 void altsvc_forget(struct altsvcs *, const struct origin *);
 bool altsvc_find(struct altsvcs *, const struct origin *, int64_t now,
                  struct altsvc *);
-bool altsvc_is_broken(struct altsvcs *, const struct origin *, int64_t now);
-int64_t altsvc_failed(struct altsvcs *, const struct origin *, int64_t now);
+bool altsvc_is_broken(struct altsvcs *, const struct origin *, int64_t now,
+                      struct fail *last);
+int64_t altsvc_failed(struct altsvcs *, const struct origin *,
+                      const struct fail *, int64_t now);
 void altsvc_worked(struct altsvcs *, const struct origin *);
 
 /* ---- parent.c: ways out through other proxies -------------------------------
@@ -1873,11 +2053,14 @@ void parent_judge(struct parent *, const struct fail *, uint64_t conn);
 bool parent_is_direct(const struct config *, const struct origin *);
 bool parent_absolute(const struct parent *, const struct origin *);
 struct span parent_credentials(const struct client *, const struct parent *);
+
+/* ---- through.c: a way through a parent ----------------------------------- */
+
 struct secure;
 struct sessions;
 extern const struct origin parent_itself; /* for sessions with it */
-enum why parent_open(const struct client *, struct secure *, struct sessions *,
-                     struct upstream *, bool *again, struct fail *);
+enum why through_open(const struct client *, struct secure *, struct sessions *,
+                      struct upstream *, bool *again, struct fail *);
 
 /* ---- bridge.c: a stream of a session, made an end ------------------------ */
 

@@ -447,8 +447,9 @@ settings_init(ngtcp2_settings *s, const struct quic_conf *conf)
         (ngtcp2_duration)conf->handshake_ms * NGTCP2_MILLISECONDS;
     s->max_tx_udp_payload_size = PAYLOAD_MAX;
     /* A tunnelled client's first packets, 1200 bytes, have to fit into ours
-     * before the path's size is known. */
-    s->no_tx_udp_payload_size_shaping = 1;
+     * before the path's size is known.  Our own inside of a tunnel have to
+     * find out what that carries. */
+    s->no_tx_udp_payload_size_shaping = !conf->tunnelled;
     s->max_stream_window = STREAM_WINDOW_MAX;
     s->max_window = STREAM_WINDOW_MAX;
 }

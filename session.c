@@ -276,6 +276,18 @@ session_begin(struct session *s, struct upstream *up, struct fail *f)
     return f->why;
 }
 
+/* An origin says in a frame what others say in a field (RFC 7838 section 4). */
+static void
+session_altsvc(void *arg, struct span origin, struct span value)
+{
+    struct session *s = arg;
+    char ours[HOST_MAX + 32] = "https://";
+
+    origin_authority(&s->way.origin, ours + 8, sizeof ours - 8);
+    if (origin.len == 0 || span_is(origin, ours))
+        altsvc_learn(s->all->altsvcs, &s->way.origin, value, 0, now_ms());
+}
+
 /*
  * session_start - the way turned out to speak HTTP/2: it becomes a session.
  *
@@ -292,6 +304,9 @@ session_start(struct sessions *ss, const struct client *c, struct upstream *up,
     if (s == NULL)
         return fail_own(f, SIDE_WEIR, WHY_BUSY, "out of memory");
     s->ready = true;
+    user.arg = s;
+    if (c->conf->http3_auto && up->origin.tls && up->parent == NULL)
+        user.altsvc = session_altsvc;
     s->h2 = h2_new(&s->way.end, SIDE_ORIGIN, c->conf, &user);
     return session_begin(s, up, f);
 }
@@ -363,7 +378,7 @@ void
 session_failed(struct sessions *ss, const struct origin *o,
                const struct fail *f)
 {
-    int64_t pause = altsvc_failed(ss->altsvcs, o, now_ms());
+    int64_t pause = altsvc_failed(ss->altsvcs, o, f, now_ms());
     char text[256];
 
     if (pause == 0)

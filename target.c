@@ -187,12 +187,22 @@ name_is_local(const struct config *conf, const char *host)
     return false;
 }
 
+/* Is this a name or an address by which clients call weir itself? */
+bool
+host_is_ours(const struct config *conf, const char *host)
+{
+    struct in6_addr addr;
+
+    return strcmp(host, WEIR_HOST) == 0 || name_is_local(conf, host) ||
+           (address_bytes(host, &addr) &&
+            (address_is_local(&addr) || address_is_bound(conf, &addr)));
+}
+
 /* Would a request to host:port ask for our own pages? */
 static bool
 is_ourselves(const struct client *client, const char *host, uint16_t port)
 {
     const struct weir *weir = client->weir;
-    struct in6_addr addr;
     bool our_port = false;
 
     if (strcmp(host, WEIR_HOST) == 0)
@@ -201,12 +211,7 @@ is_ourselves(const struct client *client, const char *host, uint16_t port)
         return false; /* whom it speaks to is known, whatever it says */
     for (size_t i = 0; i < weir->n_ports; i++)
         our_port = our_port || weir->ports[i] == port;
-    if (!our_port)
-        return false;
-    if (name_is_local(client->conf, host))
-        return true;
-    return address_bytes(host, &addr) &&
-           (address_is_local(&addr) || address_is_bound(client->conf, &addr));
+    return our_port && host_is_ours(client->conf, host);
 }
 
 /* ---- request targets ----------------------------------------------------- */

@@ -6,11 +6,15 @@
  * source in front.  The association ends with its TCP connection, or when
  * nothing came for idle_s.
  *
+ * What it sends to a target may be a QUIC connection that is ours to look into
+ * (nested.c).
+ *
  * Follows  RFC 1928 section 7.  Fragments are dropped, as it allows.  Only the
  *          address that the TCP connection comes from may send, and only the
  *          port that sent first, or that it named.
  * Owns     a socket towards the client, up to two towards targets, a buffer.
- * Threads  the worker that runs the connection.
+ * Threads  the worker that runs the connection.  Connections inside send to the
+ *          client from their owners' threads.
  * Blocks   as long as the association lives; dns_s for a name.
  */
 #include <arpa/inet.h>
@@ -26,17 +30,29 @@
 
 enum {
     DATAGRAM_MAX = 65536,
-    HEAD_MAX = 22,    /* 2 + 1 + 1 + 16 + 2: our heads name addresses */
-    KNOWN_MS = 10000, /* how long a target is not looked up again */
-    LOOK_MS = 1000,   /* how often the clocks are looked at */
+    HEAD_MAX = 22,     /* 2 + 1 + 1 + 16 + 2: our heads name addresses */
+    KNOWN_MS = 10000,  /* how long a target is not looked up again */
+    LOOK_MS = 1000,    /* how often the clocks are looked at */
+    NESTED_MAX = 8,    /* targets whose datagrams are looked into */
+    PACKET_MAX = 2048, /* of a connection inside */
 };
 
 struct target { /* the last one, with the head that names it */
     char head[262];
     size_t len; /* 0: none yet */
     bool granted;
+    char host[HOST_MAX + 1];
+    uint16_t port;
     struct address at;
     int64_t until; /* ms */
+};
+
+struct inside { /* a target whose datagrams are looked into */
+    struct relay *relay;
+    struct address at;
+    char head[HEAD_MAX]; /* what stands before its answers */
+    size_t head_len;
+    struct nested *nested;
 };
 
 struct relay {
@@ -46,8 +62,12 @@ struct relay {
     struct target target;
     bool denied_said;
     char *buf; /* HEAD_MAX + DATAGRAM_MAX */
-    int64_t moved_at;
     struct udp_result *r;
+    struct inside insides[NESTED_MAX];
+    size_t n_insides, next_inside;
+    /* any thread */
+    atomic_llong moved_at;
+    atomic_ullong inner_down; /* bytes */
 };
 
 /* ---- addresses ----------------------------------------------------------- */
@@ -176,10 +196,87 @@ target_read(struct relay *y, const char *buf, size_t len, size_t *head)
         now_ms() < t->until)
         return t->granted;
     t->granted = target_find(y, host, port);
+    memcpy(t->host, host, sizeof host);
+    t->port = port;
     memcpy(t->head, buf, *head);
     t->len = *head;
     t->until = now_ms() + KNOWN_MS;
     return t->granted;
+}
+
+/* To the target.  UDP may lose what cannot be sent now. */
+static void
+send_up(struct relay *y, const void *at, size_t len)
+{
+    if (sendto(outer_for(y, y->target.at.at.ss_family), at, len,
+               MSG_DONTWAIT | MSG_NOSIGNAL, (struct sockaddr *)&y->target.at.at,
+               y->target.at.len) >= 0)
+        y->r->up += (uint64_t)len;
+}
+
+/* A connection inside has a packet for the client. */
+static void
+inside_send(void *arg, const void *at, size_t len)
+{
+    struct inside *i = arg;
+    struct relay *y = i->relay;
+    char packet[HEAD_MAX + PACKET_MAX];
+
+    if (len > PACKET_MAX)
+        return;
+    memcpy(packet, i->head, i->head_len);
+    memcpy(packet + i->head_len, at, len);
+    atomic_store(&y->moved_at, now_ms());
+    if (sendto(y->inner, packet, i->head_len + len, MSG_DONTWAIT | MSG_NOSIGNAL,
+               (struct sockaddr *)&y->peer, length_of(&y->peer)) >= 0)
+        atomic_fetch_add(&y->inner_down, len);
+}
+
+/* What was kept for a look, and is none of ours. */
+static void
+inside_pass(void *arg, const void *at, size_t len)
+{
+    send_up(((struct inside *)arg)->relay, at, len);
+}
+
+/* Room for one more: a target that turned out to be none of ours makes it. */
+static struct inside *
+inside_room(struct relay *y)
+{
+    if (y->n_insides < NESTED_MAX)
+        return &y->insides[y->n_insides++];
+    for (size_t n = 0; n < NESTED_MAX; n++) {
+        struct inside *i = &y->insides[y->next_inside++ % NESTED_MAX];
+
+        if (i->nested == NULL || !nested_taken(i->nested)) {
+            nested_free(i->nested);
+            return i;
+        }
+    }
+    return NULL;
+}
+
+/* Who looks at what goes to the present target; NULL: nobody. */
+static struct nested *
+inside_of(struct relay *y)
+{
+    const struct target *t = &y->target;
+    struct origin o = {.port = t->port, .tunnel = true};
+    struct inside *i;
+
+    for (size_t n = 0; n < y->n_insides; n++)
+        if (y->insides[n].at.len == t->at.len &&
+            memcmp(&y->insides[n].at.at, &t->at.at, t->at.len) == 0)
+            return y->insides[n].nested;
+    if ((i = inside_room(y)) == NULL)
+        return NULL;
+    memcpy(o.host, t->host, sizeof o.host);
+    i->relay = y;
+    i->at = t->at;
+    i->head_len = socks_put_datagram(i->head, (struct sockaddr *)&i->at.at);
+    i->nested = nested_new(y->client, &o,
+                           &(struct nested_user){inside_send, inside_pass, i});
+    return i->nested;
 }
 
 /* Is this the client?  The port that sends first is its port. */
@@ -199,6 +296,7 @@ carry_up(struct relay *y)
 {
     struct sockaddr_storage from;
     socklen_t len = sizeof from;
+    struct nested *nested;
     ssize_t got;
     size_t head;
 
@@ -210,14 +308,14 @@ carry_up(struct relay *y)
         return errno == EINTR;
     if (!is_client(y, &from))
         return true;
-    y->moved_at = now_ms();
+    atomic_store(&y->moved_at, now_ms());
     if (!target_read(y, y->buf, (size_t)got, &head))
         return true;
-    /* UDP may lose what cannot be sent now. */
-    if (sendto(outer_for(y, y->target.at.at.ss_family), y->buf + head,
-               (size_t)got - head, MSG_DONTWAIT | MSG_NOSIGNAL,
-               (struct sockaddr *)&y->target.at.at, y->target.at.len) >= 0)
+    nested = inside_of(y);
+    if (nested != NULL && nested_put(nested, y->buf + head, (size_t)got - head))
         y->r->up += (uint64_t)got - head;
+    else
+        send_up(y, y->buf + head, (size_t)got - head);
     return true;
 }
 
@@ -238,7 +336,7 @@ carry_down(struct relay *y, int fd)
         return errno == EINTR;
     if (*port_of(&y->peer) == 0)
         return true;
-    y->moved_at = now_ms();
+    atomic_store(&y->moved_at, now_ms());
     n = socks_put_datagram(head, (struct sockaddr *)&from);
     memcpy(y->buf + HEAD_MAX - n, head, n);
     if (sendto(y->inner, y->buf + HEAD_MAX - n, n + (size_t)got,
@@ -290,7 +388,7 @@ relay_run(struct relay *y, struct end *control, struct fail *f)
             for (int n = 0;
                  p[i].revents != 0 && n < 64 && carry_down(y, p[i].fd); n++)
                 ;
-        if (now_ms() - y->moved_at >= idle_ms)
+        if (now_ms() - atomic_load(&y->moved_at) >= idle_ms)
             return fail_own(f, SIDE_CLIENT, WHY_IDLE, "UDP association");
     }
 }
@@ -348,6 +446,9 @@ udp_relay(const struct client *c, struct end *control, const struct socks *s,
     if (why == WHY_NONE && y.inner >= 0)
         why = relay_run(&y, control, f);
     atomic_fetch_sub(&c->weir->n_udp, 1);
+    for (size_t i = 0; i < y.n_insides; i++)
+        nested_free(y.insides[i].nested);
+    r->down += atomic_load(&y.inner_down);
     for (int i = 0; i < 3; i++) {
         int fd = (int[]){y.inner, y.outer4, y.outer6}[i];
 

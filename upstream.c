@@ -2,7 +2,7 @@
  * upstream.c - from a target to a connected, ready origin.
  *
  * The one room that opens ways to targets: directly by dial.c, or through a
- * parent by parent.c.
+ * parent by through.c.
  *
  * Takes a way to an origin out of a cache of idle ones, or dials (dial.c) and
  * makes it ready: TLS (secure.c) and a codec to speak on.  To an origin that is
@@ -253,8 +253,8 @@ way_open(const struct client *c, const struct wish *w, struct parent *parent,
     if (parent != NULL && w->what == ACCESS_BY_ADDRESS) {
         why = access_denied(c, o->host, o->port, "not in target_allow", f);
     } else if (parent != NULL) {
-        why = parent_open(c, c->weir->upstreams->secure,
-                          c->weir->upstreams->sessions, up, again, f);
+        why = through_open(c, c->weir->upstreams->secure,
+                           c->weir->upstreams->sessions, up, again, f);
     } else {
         why = dial_direct(c, up, w->what, w->watch, f);
     }
@@ -522,13 +522,15 @@ take_quic(const struct client *c, const struct origin *o, struct span upgrade)
     return up;
 }
 
-/* Did it not fail lately, and is there no session that takes no WebSocket? */
+/* Did it not fail lately (*last), and is there no session that takes no
+ * WebSocket? */
 static bool
-quic_may_try(const struct client *c, const struct wish *w)
+quic_may_try(const struct client *c, const struct wish *w, struct fail *last)
 {
     struct upstream *up;
 
-    if (altsvc_is_broken(c->weir->upstreams->altsvcs, w->origin, now_ms()))
+    if (altsvc_is_broken(c->weir->upstreams->altsvcs, w->origin, now_ms(),
+                         last))
         return false;
     if (w->upgrade.len == 0)
         return true;
@@ -635,6 +637,13 @@ try_is_ready(void *arg)
     return t->up != NULL && try_until(t, now_ms()) == WHY_NONE;
 }
 
+static bool
+found_nobody(const struct fail *f)
+{
+    return f->why == WHY_REFUSED || f->why == WHY_UNREACHABLE ||
+           f->why == WHY_CONNECT_LATE;
+}
+
 /* Both have failed.  A server that was there, and not who it should be, tells
  * more than nobody at the other door; and TCP that was given up for QUIC says
  * nothing at all. */
@@ -643,10 +652,8 @@ choose_failure(struct fail *tcp, const struct fail *quic)
 {
     bool was_there =
         quic->why == WHY_CERT || quic->why == WHY_ALERT || quic->why == WHY_TLS;
-    bool nobody = tcp->why == WHY_REFUSED || tcp->why == WHY_UNREACHABLE ||
-                  tcp->why == WHY_CONNECT_LATE;
 
-    if ((was_there && nobody) ||
+    if ((was_there && found_nobody(tcp)) ||
         (tcp->why == WHY_OVER && quic->why != WHY_NONE))
         *tcp = *quic;
 }
@@ -729,14 +736,19 @@ take_raced(const struct client *c, const struct wish *w,
     struct sessions *ss = c->weir->upstreams->sessions;
     int64_t until = turn_ends(c);
     struct dialling *turn = NULL;
+    struct fail last = {0};
     struct upstream *up;
     bool again;
 
     while (turn == NULL) {
         if ((up = take_quic(c, w->origin, w->upgrade)) != NULL)
             return up;
-        if (!quic_may_try(c, w) || now_ms() >= until)
-            return take_tcp(c, w, NULL, false, NULL, &again, f);
+        if (!quic_may_try(c, w, &last) || now_ms() >= until) {
+            up = take_tcp(c, w, NULL, false, NULL, &again, f);
+            if (up == NULL)
+                choose_failure(f, &last);
+            return up;
+        }
         turn = sessions_turn(ss, w->origin, NULL, until);
     }
     up = race(c, w, at, turn, f);
@@ -752,10 +764,19 @@ take_by(const struct client *c, const struct wish *w, struct parent *parent,
 {
     struct altsvc at;
 
+    struct upstream *up = NULL;
+
     *again = false;
-    if (!fresh && quic_wanted(c, w->origin, parent, w->upgrade, &at))
-        return take_raced(c, w, &at, f);
-    return take_tcp(c, w, parent, fresh, NULL, again, f);
+    if (!quic_wanted(c, w->origin, parent, w->upgrade, &at))
+        return take_tcp(c, w, parent, fresh, NULL, again, f);
+    if (fresh && (up = take_tcp(c, w, parent, true, NULL, again, f)) == NULL &&
+        !found_nobody(f))
+        return NULL;
+    if (up == NULL) {
+        *f = (struct fail){0}; /* it may have no TCP at all */
+        up = take_raced(c, w, &at, f);
+    }
+    return up;
 }
 
 /* What is there, or what can be made; waits for as long as that takes. */
@@ -784,13 +805,14 @@ tries_quic(const struct client *c, const struct origin *o,
            struct upstream **up)
 {
     struct wish w = {.origin = o, .upgrade = upgrade};
+    struct fail last;
     struct altsvc at;
 
     *up = NULL;
     if (!quic_wanted(c, o, parent, upgrade, &at))
         return false;
     *up = take_quic(c, o, upgrade);
-    return *up != NULL || quic_may_try(c, &w);
+    return *up != NULL || quic_may_try(c, &w, &last);
 }
 
 /* Is there something better for this origin than a way over TCP that is still

@@ -145,35 +145,41 @@ test_learn(void)
 static void
 test_broken(void)
 {
+    static const struct fail cert = {.why = WHY_CERT, .op = "verify"},
+                             refused = {.why = WHY_REFUSED, .op = "connect"};
+    struct fail last_fail = {0};
     struct altsvcs *as = altsvcs_new();
     struct origin a = origin_named("a");
     int64_t now = 1000, pause = 0, last = 0;
     struct altsvc alt;
 
-    ok(!altsvc_is_broken(as, &a, now), "nobody has failed");
-    is_int(pause = altsvc_failed(as, &a, now), 5000, "the first failure");
-    is_int(altsvc_failed(as, &a, now + 1), 0, "counts once");
-    ok(altsvc_is_broken(as, &a, now + 4999), "left alone");
-    ok(!altsvc_is_broken(as, &a, now + 5000), "for a while");
+    ok(!altsvc_is_broken(as, &a, now, &last_fail), "nobody has failed");
+    is_int(pause = altsvc_failed(as, &a, &cert, now), 5000,
+           "the first failure");
+    is_int(altsvc_failed(as, &a, &refused, now + 1), 0, "counts once");
+    ok(altsvc_is_broken(as, &a, now + 4999, &last_fail), "left alone");
+    is_int(last_fail.why, WHY_CERT, "for the first reason");
+    ok(!altsvc_is_broken(as, &a, now + 5000, &last_fail), "for a while");
     for (int i = 0; i < 20; i++) {
         now += pause;
         last = pause;
-        pause = altsvc_failed(as, &a, now);
+        pause = altsvc_failed(as, &a, &cert, now);
         if (pause != 2 * last)
             break;
     }
     is_int(pause, 300000, "which doubles, up to a limit");
     altsvc_learn(as, &a, span_of("h3=\":443\""), 0, now);
     altsvc_worked(as, &a);
-    ok(!altsvc_is_broken(as, &a, now), "it works again");
+    ok(!altsvc_is_broken(as, &a, now, &last_fail), "it works again");
     ok(altsvc_find(as, &a, now, &alt), "and what was learned stays");
-    is_int(altsvc_failed(as, &a, now), 5000, "then it begins anew");
+    is_int(altsvc_failed(as, &a, &cert, now), 5000, "then it begins anew");
     altsvc_learn(as, &a, span_of("h3=\":443\""), 0, now);
-    ok(altsvc_is_broken(as, &a, now), "said again: still broken");
+    ok(altsvc_is_broken(as, &a, now, &last_fail), "said again: still broken");
     altsvc_learn(as, &a, span_of("clear"), 0, now);
-    ok(altsvc_is_broken(as, &a, now), "void: still broken");
+    ok(altsvc_is_broken(as, &a, now, &last_fail), "void: still broken");
     altsvc_learn(as, &a, span_of("h3=\":444\""), 0, now);
-    ok(!altsvc_is_broken(as, &a, now), "another place has not been tried");
+    ok(!altsvc_is_broken(as, &a, now, &last_fail),
+       "another place has not been tried");
     altsvcs_free(as);
     altsvcs_free(NULL);
 }

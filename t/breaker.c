@@ -3,8 +3,8 @@
  * what counts, and that the table is bounded.
  */
 #include <poll.h>
-#include <unistd.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #include "proxy.h"
 #include "t/tap.h"

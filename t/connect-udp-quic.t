@@ -111,6 +111,38 @@ sub tunnel_line($w, $port)
     is udp_receive($far), 'early', 'a datagram before the answer';
 }
 
+{
+    # Datagrams that belong to nothing (RFC 9297 sections 2 and 2.1).
+    my $h3 = h3($w);
+    my $l  = listener(); # it does not answer
+    my $id = $h3->request([ Weir::H2::get($l->addr) ]);
+    $h3->drained($id);
+    $h3->datagram($id, "\0what for?");
+    my $s = $h3->stream($id);
+    $h3->until(sub { $s->{reset} || $s->{stopped} || $s->{end} });
+    is $s->{reset} // $s->{stopped}, 'DATAGRAM_ERROR',
+        'a datagram for a request that has none';
+    is $h3->answer($h3->request([ Weir::H2::get('weir.invalid') ]))->{status},
+        200, 'the connection goes on';
+    $h3->datagram(4000, 'for nobody');
+    is $h3->answer($h3->request([ Weir::H2::get('weir.invalid') ]))->{status},
+        200, 'one for a stream that is not there is dropped';
+    my %broken = ('without a stream' => "\x40",
+        'for a stream beyond all' => "\xff" x 8 . 'x');
+    for my $what (sort keys %broken) {
+        my $c = h3($w);
+        my $bytes = $broken{$what};
+        Weir::H3::command("datagram $c->{id} " . length $bytes, $bytes);
+        is $c->ending, 'application DATAGRAM_ERROR', "a datagram $what";
+    }
+}
+{
+    my $far = udp_socket();
+    my $t = tunnel(h3($w), '127.0.0.1', $far->sockport,
+        authority => '127.0.0.1');
+    is $t->{status}, 200, 'called by our address, without a port';
+}
+
 # ---- QUIC inside
 # An origin twice on one port: by TLS, and by QUIC.
 my $tcp = origin(sub ($c) {

@@ -127,6 +127,19 @@ is $c->get(4), 'down', 'and down';
     ok $p->until(sub { $s2->{reset} }), 'the client resets';
     is $s2->{reset}, 'CANCEL', 'and so do we';
 }
+{ # many resets are no flood: each of them ends what we began
+    my $refused = 0;
+    for (1 .. 520) {
+        my $c2 = ask($w);
+        my $s2 = $p->next_request;
+        $p->put('RST_STREAM', 0, $s2->{id}, pack 'N', 10);
+        $refused++ if $c2->get_answer(connect => 1)->{status} == 502;
+    }
+    is $refused, 520, 'tunnels that the parent resets, in a row';
+    unlike $w->log, qr/left out/, 'it is the targets that fail, not the parent';
+    $c->put('first');
+    ok $p->until(sub { $s->{body} =~ /first$/ }), 'the first tunnel still stands';
+}
 { # plain requests on the same connection
     my $k = $w->client;
     for my $n (1, 2) {

@@ -8,8 +8,10 @@ use Test::More;
 use Weir;
 use Weir::H3;
 
-my $w = Weir->start(set => [ 'proxy.head_s=2', 'proxy.head_bytes=8192',
-        'proxy.workers=16', 'http3.half_open=8' ]);
+# Budgets are for 10 seconds: small ones, or a slow machine could not flood us.
+my $w = Weir->start(set => [ 'proxy.head_s=4', 'proxy.head_bytes=8192',
+        'proxy.workers=16', 'http3.half_open=8', 'http2.priorities=100',
+        'http2.resets=100' ]);
 my $o = origin(sub ($c) {
     while ($c->get_request) {
         $c->put("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
@@ -97,6 +99,17 @@ alive('others are served');
     is $c->stream($id)->{reset}, 'REQUEST_INCOMPLETE',
         'a head that never ends is given up';
     is $c->answer($c->request([@get]))->{status}, 200, '  its stream alone';
+}
+
+{
+    my @c = map { client() } 1 .. 20;
+    for my $c (@c) {
+        my $id = $c->open_stream;
+        $c->raw($id, Weir::H3::varint(1) . Weir::H3::varint(400) . "\0\0\xd1");
+        $c->drained($id);
+    }
+    alive('twenty unfinished heads do not hold sixteen workers');
+    $_->close for @c;
 }
 
 # ---- rules of the connection

@@ -282,6 +282,20 @@ for my $method ('GET', 'POST') { # rejected
     $t->put($ok);
     is $c->answer($id)->{body}, 'tcp', 'and answered';
 }
+{ # rejected by an origin that has no TCP
+    my ($host, $l, $tcp) = next_origin();
+    close $tcp->{sock};
+    my $c  = client();
+    my $id = $c->request([ get($host) ]);
+    my $o  = $l->accept;
+    my $s  = $o->next_request;
+    $o->reset_stream($s->{id}, 'REQUEST_REJECTED');
+    $o->stop_stream($s->{id}, 'REQUEST_REJECTED');
+    $s = $o->next_request;
+    ok $s, 'rejected, and no TCP: it is sent again';
+    $o->reply($s->{id}, 200, [], 'quic');
+    is $c->answer($id)->{body}, 'quic', 'and answered';
+}
 for my $method ('GET', 'POST') { # GOAWAY
     my ($host, $l, $tcp) = next_origin();
     my $c  = client();

@@ -5,6 +5,7 @@ use lib 't/lib';
 use IO::Socket::IP;
 use Socket qw(SOCK_DGRAM);
 use Test::More;
+use Ways ();
 use Weir;
 use Weir::H3;
 
@@ -37,7 +38,7 @@ sub gtls($w, $path, @args)
 {
     my $w = Weir->start;
     my $taken = IO::Socket::IP->new(Proto => 'udp', LocalHost => '127.0.0.1',
-        LocalPort => 0);
+        LocalPort => Ways::free_udp_port()); # whose TCP twin is free
     my $run = Weir::weir_run([ '--set',
             'proxy.listen=127.0.0.1:' . $taken->sockport ]);
     is $run->{exit}, 1, 'a UDP port that is taken: no start';

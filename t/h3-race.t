@@ -7,6 +7,7 @@ use IO::Socket::IP;
 use Test::More;
 use Time::HiRes qw(time);
 use Weir;
+use Weir::H2;
 use Weir::H3;
 
 my $certs = certs();
@@ -160,6 +161,29 @@ sub used($s)
     ($got, $o) = ask_quic($w, $url, $l, status => 421, on => $o);
     is $got->{status}, 421, 'said again, and then 421';
     is ask($w, $url)->{body}, 'tcp', 'ends it, too';
+    $w->stop;
+}
+for my $on ('connection', 'stream') { # learned by a frame of HTTP/2
+    my $l = Weir::H3->listener;
+    my $t = origin(sub ($c) {
+        my $o = Weir::H2->server($c);
+        while (my $s = $o->next_request) {
+            my $self = 'https://' . $s->{head}{':authority'};
+            my $value = sprintf 'h3=":%d"', $l->port;
+            my $what = sub ($origin) {
+                pack('n', length $origin) . $origin . $value;
+            };
+            $o->put(10, 0, 0, $what->('https://b.good.test'));
+            $o->put(10, 0, 0, $what->($self)) if $on eq 'connection';
+            $o->put(10, 0, $s->{id}, $what->('')) if $on eq 'stream';
+            $o->reply($s->{id}, 200, [], 'tcp');
+        }
+    }, tls => { $certs->{good}->%*, alpn => ['h2'] });
+    my $w   = weir_with('upstream.http3=auto');
+    my $url = 'https://a.good.test:' . $t->port . '/';
+    is ask($w, $url)->{body}, 'tcp', "ALTSVC frame of a $on:";
+    is((ask_quic($w, $url, $l))[0]{body}, 'quic', 'is believed');
+    is ask($w, $url =~ s/a\./b./r)->{body}, 'tcp', 'of this origin alone';
     $w->stop;
 }
 { # learned: somewhere else

@@ -428,7 +428,13 @@ test_many(void)
         NEED(finish(s[i]));
     }
     for (int i = 0; i < 100; i++) {
-        good += answer(s[i], &f) == 200 && content(s[i], NULL, 0) == 5000;
+        int status = answer(s[i], &f);
+
+        if (status == 200 && content(s[i], NULL, 0) == 5000)
+            good++;
+        else
+            diag("request %d: status %d, %s", i, status,
+                 f.op != NULL ? f.op : "nothing failed");
         stream_give(s[i]);
     }
     is_int(good, 100, "a hundred requests at once");
@@ -615,7 +621,7 @@ world_begin(void)
                     "http2.stall_s=2"};
     struct pool_conf pool = {.name = "conns",
                              .n_workers = 32,
-                             .n_queue = 64,
+                             .n_queue = 256,
                              .stack_bytes = 1 << 20,
                              .serve = listeners_serve};
     struct config *conf;

@@ -239,6 +239,16 @@ test_empty(void)
        "no list is an empty list");
 }
 
+/* Of this thread, whoever else wants the processor. */
+static int64_t
+cpu_us(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return t.tv_sec * 1000000LL + t.tv_nsec / 1000;
+}
+
 /* Quick is told by how the time grows: a list a hundred times as long may not
  * take a hundred times as long. */
 static int64_t
@@ -259,14 +269,15 @@ time_names(size_t n)
             diag("%s", err);
     }
     for (int round = 0; round < 5; round++) {
-        int64_t from = now_us();
+        int64_t from = cpu_us();
 
         for (size_t i = 0; i < 20000; i++) {
             snprintf(name, sizeof(name), "host-%05zu.example.com", i % (2 * n));
             n_found += match_host(m, name, 443);
         }
-        if (now_us() - from < best)
-            best = now_us() - from;
+        from = cpu_us() - from;
+        if (from < best)
+            best = from;
     }
     is_int(n_found, (long long)n * 5 * (20000 / (2 * (long long)n)),
            "of %zu names each is found, and no other", n);

@@ -329,9 +329,9 @@ test_resumption(void)
 
     for (int i = 0; i < 2; i++) {
         struct shake c = {.name = "back.test",
-                         .priority = priorities[i],
-                         .alpn = ALPN_HTTP1,
-                         .offer = "h2 http/1.1"};
+                          .priority = priorities[i],
+                          .alpn = ALPN_HTTP1,
+                          .offer = "h2 http/1.1"};
 
         call_is(&c, true, "a first visit");
         ok(!c.resumed && c.ticket.size > 0, "  brings a ticket of %u bytes",
@@ -372,9 +372,9 @@ static void
 test_hello_first(void)
 {
     struct shake c = {.name = "www.example.com",
-                     .alpn = ALPN_HTTP1,
-                     .offer = "h2 http/1.1",
-                     .read_hello = true};
+                      .alpn = ALPN_HTTP1,
+                      .offer = "h2 http/1.1",
+                      .read_hello = true};
 
     call_is(&c, true, "the hello was looked at before");
     is_str(c.hello.sni, "www.example.com", "  and named the host");

@@ -5,7 +5,10 @@ use v5.36;
 use Socket qw(inet_aton inet_ntoa inet_pton AF_INET6 SOCK_DGRAM);
 use Test::More;
 use Time::HiRes qw(time);
+use POSIX ();
 use Weir;
+use Weir::H2;
+use Weir::H3;
 use Ways;
 
 my $hello = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
@@ -299,6 +302,51 @@ my $udp = Weir->start(set => [ @set, 'tunnel.udp_associations=2',
     my $from4 = time;
     is $c4->get_eof, '', 'one that is silent ends';
     ok time - $from4 < 10, 'after idle_s';
+}
+# ---- QUIC in an association
+# A port that leads to $port of 127.0.0.1 by the association's $relay.
+sub wrapped($relay, $port)
+{
+    my $local = udp_socket();
+    my $out   = udp_socket();
+    my $head  = "\0\0\0\1" . inet_aton('127.0.0.1') . pack 'n', $port;
+    pipe my $watch, my $hold or die "pipe: $!";
+    my $pid = fork // die "fork: $!";
+    if ($pid == 0) {
+        close $hold;
+        Weir::H3::forked();
+        my $peer;
+        while (1) {
+            my $set = '';
+            vec($set, fileno $_, 1) = 1 for $local, $out, $watch;
+            next if select($set, undef, undef, undef) < 0;
+            POSIX::_exit(0) if vec($set, fileno $watch, 1);
+            if (vec($set, fileno $local, 1)) {
+                $peer = $local->recv(my $data, 65536);
+                to($out, $relay, $head . $data);
+            }
+            next if !vec($set, fileno $out, 1);
+            $out->recv(my $data, 65536);
+            $local->send(substr($data, length $head), 0, $peer);
+        }
+    }
+    return ($local->sockport, sub { close $hold; waitpid $pid, 0 });
+}
+{
+    my ($c, undef, $port) = associate($udp);
+    my ($at, $end) = wrapped($port, $tls->port);
+    my $h3 = Weir::H3->client(port => $at, sni => 'good.test');
+    ok $h3->{up}, 'QUIC in an association' or diag $h3->{reason};
+    my $s = $h3->answer($h3->request([ Weir::H2::get(
+        'good.test:' . $tls->port, '/quic', 'GET', 'https') ]));
+    is $s->{body}, 'hello', 'is intercepted, and carried on';
+    $h3->close;
+    $end->();
+    $c->close;
+    like $udp->wait_log(qr{ exchange .*/quic}), qr{version=http/3 .*status=200},
+        'its request has a line';
+    like $udp->wait_log(qr/ udp .*up=[1-9]\d{3} /), qr/ down=[1-9]\d{3} /,
+        'and the association has counted it';
 }
 $udp->stop('weir with UDP');
 $u->stop('weir with users');
