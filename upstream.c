@@ -440,6 +440,27 @@ turn_ends(const struct client *c)
     return now_ms() + (c->conf->dns_s + 2 * c->conf->connect_s) * 1000LL;
 }
 
+/* Nobody has a stream for us: find out what the origin speaks, or wait for who
+ * does.  As long as it is HTTP/2 that comes of it, one after the other dials,
+ * and all that wait share what he got; else all dial at once.  *mine: the turn
+ * that was ours, for sessions_turned(). */
+static struct upstream *
+take_turn(const struct client *c, const struct wish *w, struct parent *parent,
+          struct dialling **mine)
+{
+    const struct origin *o = w->origin;
+    struct sessions *ss = c->weir->upstreams->sessions;
+    struct upstream *shared;
+    int64_t until = turn_ends(c);
+
+    do {
+        *mine = sessions_turn(ss, o, parent, until);
+        shared = take_shared(c, o, parent, HTTP_2, w->upgrade);
+    } while (*mine == NULL && shared == NULL && now_ms() < until &&
+             session_any(ss, c, o, parent, HTTP_2));
+    return shared;
+}
+
 /* A way over TCP.  turn: the caller has it; NULL: he may have to wait for it.
  */
 static struct upstream *
@@ -459,11 +480,8 @@ take_tcp(const struct client *c, const struct wish *w, struct parent *parent,
     if (may_share(c, o, parent)) {
         struct upstream *shared = take_shared(c, o, parent, HTTP_2, w->upgrade);
 
-        if (shared == NULL && turn == NULL && !parent_absolute(parent, o)) {
-            mine = sessions_turn(ss, o, parent, turn_ends(c));
-            if (mine == NULL || !may_share(c, o, parent))
-                shared = take_shared(c, o, parent, HTTP_2, w->upgrade);
-        }
+        if (shared == NULL && turn == NULL && !parent_absolute(parent, o))
+            shared = take_turn(c, w, parent, &mine);
         if (shared != NULL) {
             sessions_turned(ss, mine);
             upstream_give(c, up);
