@@ -161,7 +161,7 @@ table_grow(struct demux *d)
 {
     struct name **was = d->buckets;
     size_t n_was = d->n_buckets;
-    struct name **now = calloc(2 * n_was, sizeof *now);
+    struct name **now = calloc(2 * n_was, sizeof(struct name *));
 
     if (now == NULL)
         return;
@@ -626,7 +626,7 @@ demux_new(const struct demux_user *user)
         d->inside = *user->inside;
         d->user.inside = &d->inside;
     }
-    d->buckets = calloc(d->n_buckets, sizeof *d->buckets);
+    d->buckets = calloc(d->n_buckets, sizeof(struct name *));
     if (d->buckets != NULL && random_bytes(d->hash_key, sizeof d->hash_key) &&
         random_bytes(d->seal, sizeof d->seal) &&
         mitm_secret(user->weir->mitm, "stateless reset", d->secret))

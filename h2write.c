@@ -64,6 +64,9 @@ h2_take_ack(struct h2 *h, const uint8_t data[8])
     uint64_t number;
 
     memcpy(&number, data, sizeof number);
+    if (number <= h->n_acked || number > h->n_asked)
+        return; /* nobody asked */
+    h->n_acked = number;
     for (struct stream *s = h->all; s != NULL; s = s->next)
         if (h2_is_early(h, s) && s->asked != 0 && s->asked <= number)
             h2_reset(h, s, NGHTTP2_NO_ERROR);

@@ -277,20 +277,24 @@ crypto(struct initial *t, struct reader *r)
     return true;
 }
 
+static bool
+skip_varints(struct reader *r, uint64_t n)
+{
+    uint64_t ignored;
+
+    while (n > 0 && take_varint(r, &ignored))
+        n--;
+    return n == 0;
+}
+
 /* Skipped, RFC 9000 section 19.3. */
 static bool
 ack(struct reader *r, bool ecn)
 {
-    uint64_t n, ranges;
+    uint64_t ranges; /* below 2^62 */
 
-    if (!take_varint(r, &n) || !take_varint(r, &n) ||
-        !take_varint(r, &ranges) || !take_varint(r, &n))
-        return false;
-    for (uint64_t i = 0; i < ranges; i++)
-        if (!take_varint(r, &n) || !take_varint(r, &n))
-            return false;
-    return !ecn ||
-           (take_varint(r, &n) && take_varint(r, &n) && take_varint(r, &n));
+    return skip_varints(r, 2) && take_varint(r, &ranges) &&
+           skip_varints(r, 1 + 2 * ranges) && (!ecn || skip_varints(r, 3));
 }
 
 /* What an Initial may have in it, RFC 9000 section 12.4, but for its end. */

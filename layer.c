@@ -10,7 +10,7 @@
  * Follows  RFC 8446 section 6 (alerts).
  * Owns     the sessions, and the bytes between them and the socket.
  * Threads  those of the end: one that reads and one that writes.
- * Blocks   in sock_recv() and sock_send() of end.c alone.
+ * Blocks   in sock_recv() and sock_send() alone.
  */
 #include <assert.h>
 #include <errno.h>
@@ -600,7 +600,7 @@ tls_push_layer(struct end *e, gnutls_session_t session)
         free(t);
         return NULL;
     }
-    end_consume(e, e->len);
+    e->start = e->len = 0;
     gnutls_transport_set_ptr(session, t);
     gnutls_transport_set_pull_function(session, tls_pull);
     gnutls_transport_set_pull_timeout_function(session, tls_pull_ready);

@@ -1162,11 +1162,16 @@ void end_drop_buffer(struct end *);  /* while nothing is buffered */
 void end_cut(struct end *);
 /* The two are each other's peer, by socketpair(2); false: no memory. */
 bool end_pair(struct end *, struct end *);
-/* Its socket, for layer.c. */
+
+/* ---- sock.c: an end's socket, for end.c and layer.c ---------------------- */
+
 enum why sock_recv(struct end *, void *buf, size_t cap, int flags, size_t *n,
                    struct fail *);
 enum why sock_send(struct end *, struct iovec *, int n, int flags,
                    struct fail *);
+enum why sock_splice_in(struct end *, int pipe_fd, size_t max, size_t *n,
+                        struct fail *);
+enum why sock_splice_out(struct end *, int pipe_fd, size_t n, struct fail *);
 
 /* ---- layer.c: TLS over an end's socket, or over TLS ---------------------- */
 
@@ -1464,7 +1469,7 @@ struct h2 {
     struct store out; /* frames not yet sent */
     struct calm calm;
     int64_t now, tick_at, blocked_at, block_from, heard_at, ping_at, idle_from;
-    uint64_t n_asked;  /* server role: PINGs behind answers that came early */
+    uint64_t n_asked, n_acked; /* server role: PINGs behind early answers */
     bool early;        /* there may be such an answer that none was sent for */
     uint32_t code;     /* the session shall end with it */
     const char *cause; /* why; NULL: it goes on */
@@ -2149,6 +2154,8 @@ void session_failed(struct sessions *, const struct origin *,
 bool session_take(struct sessions *, const struct client *,
                   const struct origin *, const struct parent *, enum version,
                   struct upstream *);
+bool session_any(struct sessions *, const struct client *,
+                 const struct origin *, const struct parent *, enum version);
 bool session_extended(const struct upstream *);
 bool session_is_quic(const struct upstream *);
 struct dialling *sessions_turn(struct sessions *, const struct origin *,

@@ -10,7 +10,7 @@ use Weir::H3;
 use Weir::Udp;
 use Ways;
 
-my @set = ('upstream.upstream_ca=' . certs()->{ca}{cert},
+my @set = ('upstream.upstream_ca=' . certs()->{ca}{cert}, 'proxy.grace_s=1',
     map { "resolve.$_.test=127.0.0.1" } 'good', 'sub.good', 'other');
 my $w = Weir->start(set => \@set);
 

@@ -8,8 +8,10 @@ use Test::More;
 use Weir;
 use Weir::H3;
 
+# Budgets are for 10 seconds: small ones, or a slow machine could not flood us.
 my $w = Weir->start(set => [ 'proxy.head_s=4', 'proxy.head_bytes=8192',
-        'proxy.workers=16', 'http3.half_open=8' ]);
+        'proxy.workers=16', 'http3.half_open=8', 'http2.priorities=100',
+        'http2.resets=100' ]);
 my $o = origin(sub ($c) {
     while ($c->get_request) {
         $c->put("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");

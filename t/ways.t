@@ -140,7 +140,7 @@ for my $way (sort keys %out) {
         'Basic YW5uOnB3' ], end => 0);
     my $far = $o->accept;
     ok $h->until(sub { $h->stream($id)->{status} }), 'with one on the same';
-    is $h->stream($id)->{status}, 200, '200';
+    is $h->stream($id)->{status}, 200, 'is granted';
     $h->data($id, "\0up");
     is $far->get(3), "\0up", 'a tunnel';
     ok !$o->waiting, 'and nobody else came';
