@@ -96,8 +96,11 @@ test: tools
 	@$(MAKE) --no-print-directory check
 
 check: $(B)/weir $(B)/quicwire $(UNITS)
+	@rm -f .prove
 	WEIR='$(abspath $(B))/weir' $(RUNNER) prove -It/lib --timer -j$(J) \
-	    $(UNITS) $(or $(T),$(wildcard t/*.t))
+	    --state=save $(UNITS) $(or $(T),$(wildcard t/*.t)) || \
+	{ echo 'what failed is run again, alone:'; WEIR='$(abspath $(B))/weir' \
+	    $(RUNNER) prove -It/lib --timer --state=failed,save; }
 
 # What only a browser can tell; too heavy for every run.
 browsers: tools

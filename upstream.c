@@ -30,6 +30,8 @@ enum {
     BURST = 8,        /* times reuse_total that may be idle for a moment */
     MOMENT_MS = 500,  /* that long */
     HEAD_START = 250, /* ms that QUIC has before TCP (RFC 8305 section 5) */
+    ALONE_MS = 3000,  /* and where TCP failed */
+    LOOK_MS = 1000,   /* how often who waits looks whether weir is stopping */
 };
 
 struct upstreams {
@@ -622,10 +624,42 @@ try_until(struct quic_try *t, int64_t until)
             t->next = t->n; /* the others are of the same server */
     }
     if (why == WHY_NONE) {
+        assert(t->up != NULL); /* there is an address, and it was tried */
         t->took.connect_us = now_us() - t->from_us;
         t->up->took = t->took;
     }
     return why;
+}
+
+/* It is late, and left to itself: its session may still become one. */
+static void
+try_leave(struct quic_try *t)
+{
+    struct fail late = {
+        .why = WHY_CONNECT_LATE, .side = SIDE_ORIGIN, .op = "QUIC handshake"};
+
+    session_failed(t->client->weir->upstreams->sessions, t->origin, &late);
+    upstream_free(t->up);
+    t->up = NULL;
+}
+
+/* There is no TCP: wait some more, but not for ever for who may not be there
+ * at all. */
+static void
+try_alone(struct quic_try *t)
+{
+    const struct client *c = t->client;
+    int64_t until = t->from_us / 1000 + ALONE_MS;
+    enum why why = WHY_LATE;
+
+    while (why == WHY_LATE && now_ms() < until &&
+           !atomic_load(&c->weir->stopping)) {
+        int64_t next = now_ms() + LOOK_MS;
+
+        why = try_until(t, next < until ? next : until);
+    }
+    if (t->up != NULL && why == WHY_LATE)
+        try_leave(t);
 }
 
 /* While TCP is being tried: is QUIC ready by now? */
@@ -671,17 +705,10 @@ race_both(struct quic_try *t, const struct wish *w, struct dialling *turn,
 
     watched.watch = &watch;
     tcp = take_tcp(c, &watched, NULL, false, turn, &again, f);
-    if (tcp != NULL && t->up != NULL && try_until(t, now_ms()) == WHY_LATE) {
-        struct fail late = {.why = WHY_CONNECT_LATE,
-                            .side = SIDE_ORIGIN,
-                            .op = "QUIC handshake"};
-
-        session_failed(c->weir->upstreams->sessions, w->origin, &late);
-        upstream_free(t->up); /* its session may still become one */
-        t->up = NULL;
-    }
     if (tcp == NULL)
-        (void)try_until(t, t->from_us / 1000 + c->conf->connect_s * 1000LL);
+        try_alone(t);
+    else if (t->up != NULL && try_until(t, now_ms()) == WHY_LATE)
+        try_leave(t);
     if (t->up == NULL)
         return tcp;
     upstream_give(c, tcp);
