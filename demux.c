@@ -426,6 +426,7 @@ wire_link(struct demux *d, struct wire *w)
     if (w->next != NULL)
         w->next->prev = w;
     d->wires = w;
+    atomic_fetch_add(&d->user.weir->n_quic, 1);
     d->n_wires++;
     d->n_half_open++;
     d->n_refs++;
@@ -478,7 +479,7 @@ static bool
 has_room(struct demux *d, const struct config *conf)
 {
     return !atomic_load(&d->user.weir->draining) &&
-           demux_live(d) < (size_t)conf->quic_connections;
+           atomic_load(&d->user.weir->n_quic) < conf->quic_connections;
 }
 
 /* A client's first datagram: it becomes a connection, unless something is
@@ -853,6 +854,7 @@ wire_free(struct wire *w)
     if (w->next != NULL)
         w->next->prev = w->prev;
     d->n_wires--;
+    atomic_fetch_sub(&d->user.weir->n_quic, 1);
     pthread_mutex_unlock(&d->lock);
     store_clear(&w->in);
     free(w);

@@ -784,6 +784,7 @@ struct weir { /* what all connections share; one, made by proxy.c */
     uint16_t ports[16]; /* that we listen on */
     size_t n_ports;
     atomic_ullong n_conns; /* the last connection id */
+    atomic_int n_quic;     /* QUIC connections of clients */
     atomic_int n_fibers;   /* streams that are served by fibers */
     atomic_bool trim;      /* much memory may have come free */
     atomic_int n_udp;      /* UDP associations */
