@@ -332,8 +332,10 @@ answer(struct stream *s, struct fail *f)
 
     head_init(&res);
     do {
-        if (s->http.ops->read_head(&s->http, &res, f) != WHY_NONE)
+        if (s->http.ops->read_head(&s->http, &res, f) != WHY_NONE) {
+            diag("answer: %s: %s", f->op, why_text(f->why));
             break;
+        }
         status = res.status;
     } while (status < 200);
     head_clear(&res);
