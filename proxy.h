@@ -2018,6 +2018,7 @@ enum why dial_udp_at(const struct address *, bool quic, int *fd,
 enum why dial_udp(const struct client *, const char *host, uint16_t port,
                   enum access, int *fd, char addr[ADDR_MAX],
                   struct clock_marks *, struct fail *);
+void dial_udp_order(struct address *, size_t n); /* nobody's go last */
 bool dial_is_ours(const struct client *, const struct address *);
 void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
