@@ -603,7 +603,7 @@ try_until(struct quic_try *t, int64_t until)
         if (why != WHY_REFUSED && why != WHY_UNREACHABLE)
             t->next = t->n; /* the others are of the same server */
     }
-    if (why == WHY_NONE) {
+    if (why == WHY_NONE && t->up != NULL) {
         t->took.connect_us = now_us() - t->from_us;
         t->up->took = t->took;
     }
