@@ -39,8 +39,8 @@ enum {
     TRIM_STREAMS = 50,  /* served: there may be memory to give back */
     NEAR_RTT_MS = 10,   /* what to assume of a client, before it is known */
     FAR_RTT_MS = 60,    /* and of an origin */
-    SILENT_MS = 3000,   /* an origin that owes an answer is asked then */
     LOOK_MS = 1000,     /* so often, at rest, while a stream is open */
+    SILENT_MS = 3000,   /* an origin that owes an answer is asked then */
     HELD_MS = 1000,     /* how long a request may wait for a stream */
 };
 
@@ -670,6 +670,7 @@ h3_accept(struct wire *wire, const struct config *conf,
 
     if (h == NULL)
         return NULL;
+    qc.tunnelled = wire_tunnelled(wire);
     qu = quic_user_of(h);
     if (mitm_quic(user->weir->mitm, &tls) != 0 ||
         (h->quic = quic_accept(wire, tls, &qc, &qu)) == NULL) {

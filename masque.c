@@ -594,9 +594,10 @@ carry_down(struct masque *m, struct lots *l)
     size_t len;
 
     c.n = 0;
-    moved(m);
-    while (why == WHY_NONE && lots_next(l, &at, &len))
+    while (why == WHY_NONE && lots_next(l, &at, &len)) {
+        moved(m);
         why = put_packet(m, &c, at, len, say);
+    }
     if (why == WHY_NONE && c.n > 0)
         why = side_write(&m->side, c.out, c.n, &m->down.fail);
     return why;

@@ -2154,6 +2154,8 @@ void session_failed(struct sessions *, const struct origin *,
 bool session_take(struct sessions *, const struct client *,
                   const struct origin *, const struct parent *, enum version,
                   struct upstream *);
+bool session_any(struct sessions *, const struct client *,
+                 const struct origin *, const struct parent *, enum version);
 bool session_extended(const struct upstream *);
 bool session_is_quic(const struct upstream *);
 struct dialling *sessions_turn(struct sessions *, const struct origin *,

@@ -41,14 +41,21 @@ enum {
     STREAM_WINDOW_MAX = 16 << 20, /* to which the library may grow a window */
 };
 
+struct messages {    /* of TLS, one behind the other */
+    unsigned n_head; /* bytes of the next one's head that have come */
+    size_t len;      /* what they say of its length */
+    size_t left;     /* bytes of a message that are yet to come */
+};
+
 struct quic {
     ngtcp2_conn *conn;
     ngtcp2_crypto_conn_ref ref; /* what the TLS session points to */
     gnutls_session_t tls;
     bool server, is_ready;
-    uint8_t alert;     /* what on_hello() wants to be said; 0: nothing */
-    struct wire *wire; /* server */
-    int fd;            /* client; -1: none */
+    uint8_t alert; /* what a callback wants to be said; 0: nothing */
+    struct messages messages[4]; /* of each encryption level */
+    struct wire *wire;           /* server */
+    int fd;                      /* client; -1: none */
     struct quic_user user;
     struct leaf *leaf;       /* server: what the handshake shows */
     struct fail verified;    /* client: why the peer is not who he should be */
@@ -227,6 +234,44 @@ on_datagram(ngtcp2_conn *conn, uint32_t flags, const uint8_t *at, size_t len,
 
 /* ---- the library's callbacks: the handshake ------------------------------ */
 
+/* Does a KeyUpdate begin in here? */
+static bool
+has_key_update(struct messages *m, const uint8_t *at, size_t len)
+{
+    for (size_t n; len > 0; at += n, len -= n) {
+        n = m->left < len ? m->left : len;
+        m->left -= n;
+        if (n > 0)
+            continue;
+        if (m->n_head == 0 && *at == GNUTLS_HANDSHAKE_KEY_UPDATE)
+            return true;
+        m->len = m->n_head == 0 ? 0 : m->len << 8 | *at;
+        if (++m->n_head == 4) { /* RFC 8446 section 4: type and length */
+            m->n_head = 0;
+            m->left = m->len;
+        }
+        n = 1;
+    }
+    return false;
+}
+
+/* Bytes of TLS.  QUIC has updates of keys of its own, and TLS's are forbidden
+ * (RFC 9001 section 6): GnuTLS would make new keys, which the library does not
+ * survive. */
+static int
+on_crypto(ngtcp2_conn *conn, ngtcp2_encryption_level level, uint64_t offset,
+          const uint8_t *at, size_t len, void *arg)
+{
+    struct quic *q = arg;
+
+    if ((size_t)level < sizeof q->messages / sizeof q->messages[0] &&
+        !has_key_update(&q->messages[level], at, len))
+        return ngtcp2_crypto_recv_crypto_data_cb(conn, level, offset, at, len,
+                                                 arg);
+    q->alert = GNUTLS_A_UNEXPECTED_MESSAGE;
+    return NGTCP2_ERR_CRYPTO;
+}
+
 static int
 on_key(struct quic *q, ngtcp2_encryption_level level)
 {
@@ -336,7 +381,7 @@ on_old_cid(ngtcp2_conn *conn, const ngtcp2_cid *cid, void *arg)
 static const ngtcp2_callbacks callbacks = {
     .client_initial = ngtcp2_crypto_client_initial_cb,
     .recv_client_initial = ngtcp2_crypto_recv_client_initial_cb,
-    .recv_crypto_data = ngtcp2_crypto_recv_crypto_data_cb,
+    .recv_crypto_data = on_crypto,
     .handshake_completed = on_handshake,
     .encrypt = ngtcp2_crypto_encrypt_cb,
     .decrypt = ngtcp2_crypto_decrypt_cb,

@@ -89,7 +89,7 @@ dialling_free(struct sessions *ss, struct dialling *d)
  * until  ms: how long to wait for the other
  *
  * Returns what sessions_turned() wants afterwards; NULL: somebody dialled, and
- * there may be a session now (or dial at once: nobody waits twice).
+ * there may be a session now.
  */
 struct dialling *
 sessions_turn(struct sessions *ss, const struct origin *o,
@@ -400,6 +400,17 @@ session_is_ready(struct session *s)
     return s->ready;
 }
 
+/* Does it lead there, under the settings of c?  Needs ss->lock. */
+static bool
+session_fits(struct session *s, const struct client *c, const struct origin *o,
+             const struct parent *parent, enum version version)
+{
+    return !s->over && (s->h3 != NULL) == (version == HTTP_3) &&
+           origin_same(&s->way.origin, o) &&
+           parent_same(s->way.parent, parent) &&
+           s->way.serial == c->conf->serial && session_is_ready(s);
+}
+
 /*
  * session_take - a stream of a session with the origin, if there is one with
  * room.
@@ -417,13 +428,23 @@ session_take(struct sessions *ss, const struct client *c,
 
     pthread_mutex_lock(&ss->lock);
     for (struct session *s = ss->first; s != NULL && !taken; s = s->next)
-        taken = !s->over && (s->h3 != NULL) == (version == HTTP_3) &&
-                origin_same(&s->way.origin, o) &&
-                parent_same(s->way.parent, parent) &&
-                s->way.serial == c->conf->serial && session_is_ready(s) &&
-                session_lend(s, up);
+        taken = session_fits(s, c, o, parent, version) && session_lend(s, up);
     pthread_mutex_unlock(&ss->lock);
     return taken;
+}
+
+/* Is there one at all, full or not? */
+bool
+session_any(struct sessions *ss, const struct client *c, const struct origin *o,
+            const struct parent *parent, enum version version)
+{
+    bool any = false;
+
+    pthread_mutex_lock(&ss->lock);
+    for (struct session *s = ss->first; s != NULL && !any; s = s->next)
+        any = session_fits(s, c, o, parent, version);
+    pthread_mutex_unlock(&ss->lock);
+    return any;
 }
 
 /* Does the origin behind a stream take WebSockets (RFC 8441, RFC 9220)?

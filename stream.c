@@ -36,7 +36,7 @@ enum {
     KEEP_MAX = 4096,       /* a larger buffer is given back when it is empty */
     CREDIT_CALL = 65536,   /* credit of one stream that is worth a call */
     OWED_CALL = 1 << 20,   /* and of all */
-    GRAMS_MAX = 1 << 18,   /* bytes of datagrams that wait to go out */
+    GRAMS_MAX = 1 << 19,   /* bytes of datagrams that wait to go out */
     UNHEARD_MAX = 1 << 15, /* and for somebody who hears them */
 };
 

@@ -30,6 +30,8 @@ enum {
     BURST = 8,        /* times reuse_total that may be idle for a moment */
     MOMENT_MS = 500,  /* that long */
     HEAD_START = 250, /* ms that QUIC has before TCP (RFC 8305 section 5) */
+    ALONE_MS = 3000,  /* and where TCP failed */
+    LOOK_MS = 1000,   /* how often who waits looks whether weir is stopping */
 };
 
 struct upstreams {
@@ -438,6 +440,27 @@ turn_ends(const struct client *c)
     return now_ms() + (c->conf->dns_s + 2 * c->conf->connect_s) * 1000LL;
 }
 
+/* Nobody has a stream for us: find out what the origin speaks, or wait for who
+ * does.  As long as it is HTTP/2 that comes of it, one after the other dials,
+ * and all that wait share what he got; else all dial at once.  *mine: the turn
+ * that was ours, for sessions_turned(). */
+static struct upstream *
+take_turn(const struct client *c, const struct wish *w, struct parent *parent,
+          struct dialling **mine)
+{
+    const struct origin *o = w->origin;
+    struct sessions *ss = c->weir->upstreams->sessions;
+    struct upstream *shared;
+    int64_t until = turn_ends(c);
+
+    do {
+        *mine = sessions_turn(ss, o, parent, until);
+        shared = take_shared(c, o, parent, HTTP_2, w->upgrade);
+    } while (*mine == NULL && shared == NULL && now_ms() < until &&
+             session_any(ss, c, o, parent, HTTP_2));
+    return shared;
+}
+
 /* A way over TCP.  turn: the caller has it; NULL: he may have to wait for it.
  */
 static struct upstream *
@@ -457,11 +480,8 @@ take_tcp(const struct client *c, const struct wish *w, struct parent *parent,
     if (may_share(c, o, parent)) {
         struct upstream *shared = take_shared(c, o, parent, HTTP_2, w->upgrade);
 
-        if (shared == NULL && turn == NULL && !parent_absolute(parent, o)) {
-            mine = sessions_turn(ss, o, parent, turn_ends(c));
-            if (mine == NULL || !may_share(c, o, parent))
-                shared = take_shared(c, o, parent, HTTP_2, w->upgrade);
-        }
+        if (shared == NULL && turn == NULL && !parent_absolute(parent, o))
+            shared = take_turn(c, w, parent, &mine);
         if (shared != NULL) {
             sessions_turned(ss, mine);
             upstream_give(c, up);
@@ -603,11 +623,43 @@ try_until(struct quic_try *t, int64_t until)
         if (why != WHY_REFUSED && why != WHY_UNREACHABLE)
             t->next = t->n; /* the others are of the same server */
     }
-    if (why == WHY_NONE && t->up != NULL) {
+    if (why == WHY_NONE) {
+        assert(t->up != NULL); /* there is an address, and it was tried */
         t->took.connect_us = now_us() - t->from_us;
         t->up->took = t->took;
     }
     return why;
+}
+
+/* It is late, and left to itself: its session may still become one. */
+static void
+try_leave(struct quic_try *t)
+{
+    struct fail late = {
+        .why = WHY_CONNECT_LATE, .side = SIDE_ORIGIN, .op = "QUIC handshake"};
+
+    session_failed(t->client->weir->upstreams->sessions, t->origin, &late);
+    upstream_free(t->up);
+    t->up = NULL;
+}
+
+/* There is no TCP: wait some more, but not for ever for who may not be there
+ * at all. */
+static void
+try_alone(struct quic_try *t)
+{
+    const struct client *c = t->client;
+    int64_t until = t->from_us / 1000 + ALONE_MS;
+    enum why why = WHY_LATE;
+
+    while (why == WHY_LATE && now_ms() < until &&
+           !atomic_load(&c->weir->stopping)) {
+        int64_t next = now_ms() + LOOK_MS;
+
+        why = try_until(t, next < until ? next : until);
+    }
+    if (t->up != NULL && why == WHY_LATE)
+        try_leave(t);
 }
 
 /* While TCP is being tried: is QUIC ready by now? */
@@ -653,17 +705,10 @@ race_both(struct quic_try *t, const struct wish *w, struct dialling *turn,
 
     watched.watch = &watch;
     tcp = take_tcp(c, &watched, NULL, false, turn, &again, f);
-    if (tcp != NULL && t->up != NULL && try_until(t, now_ms()) == WHY_LATE) {
-        struct fail late = {.why = WHY_CONNECT_LATE,
-                            .side = SIDE_ORIGIN,
-                            .op = "QUIC handshake"};
-
-        session_failed(c->weir->upstreams->sessions, w->origin, &late);
-        upstream_free(t->up); /* its session may still become one */
-        t->up = NULL;
-    }
     if (tcp == NULL)
-        (void)try_until(t, t->from_us / 1000 + c->conf->connect_s * 1000LL);
+        try_alone(t);
+    else if (t->up != NULL && try_until(t, now_ms()) == WHY_LATE)
+        try_leave(t);
     if (t->up == NULL)
         return tcp;
     upstream_give(c, tcp);

@@ -10,7 +10,7 @@ use Weir::H3;
 use Weir::Udp;
 use Ways;
 
-my @set = ('upstream.upstream_ca=' . certs()->{ca}{cert},
+my @set = ('upstream.upstream_ca=' . certs()->{ca}{cert}, 'proxy.grace_s=1',
     map { "resolve.$_.test=127.0.0.1" } 'good', 'sub.good', 'other');
 my $w = Weir->start(set => \@set);
 
@@ -147,7 +147,9 @@ sub tunnel_line($w, $port)
 # An origin twice on one port: by TLS, and by QUIC.
 my $tcp = origin(sub ($c) {
     while (my $r = $c->get_request) {
-        $c->put("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nover tcp");
+        my $text = $r->{target} =~ m{/big} ? 'z' x 500_000 : 'over tcp';
+        $c->put("HTTP/1.1 200 OK\r\nContent-Length: " . length($text)
+                . "\r\n\r\n$text");
     }
 }, tls => certs()->{good});
 my $port = $tcp->port;
@@ -181,10 +183,10 @@ sub is_ours($w, $c)
     return run([ 'openssl', 'verify', '-CAfile', $w->ca, $pem ])->{exit} == 0;
 }
 
-sub ask($c, $authority)
+sub ask($c, $authority, $path = '/inside')
 {
     my $id = $c->request([ ':method', 'GET', ':scheme', 'https',
-        ':authority', $authority, ':path', '/inside' ]);
+        ':authority', $authority, ':path', $path ]);
     return $c->answer($id);
 }
 
@@ -214,6 +216,8 @@ for my $how (sort keys %by) {
     is $s->{status}, 200, "$how: is answered";
     is $s->{body}, 'over tcp', "$how: by the origin";
     is ask($c, "good.test:$port")->{body}, 'over tcp', "$how: once more";
+    is length ask($c, "good.test:$port", '/big')->{body}, 500_000,
+        "$how: and much";
     $c->close;
     $f->close;
     like tunnel_line($w, $port), qr/ inside=intercepted /,

@@ -13,7 +13,7 @@ use Weir::Udp;
 my $dead = udp_socket()->sockport; # nobody has it any more
 my @set  = ('access.target_deny=127.0.0.9, *.denied.test',
     'resolve.named.test=127.0.0.1', 'resolve.hidden.test=127.0.0.9',
-    'upstream.dns_s=2', 'proxy.http3=yes');
+    'upstream.dns_s=2', 'proxy.http3=yes', 'proxy.grace_s=1');
 my $w = Weir->start(set => \@set, args => ['-v']);
 
 # ---- the carriers: each gives a fresh tunnel to host and port

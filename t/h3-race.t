@@ -142,6 +142,20 @@ sub used($s)
     like field($got, 'proxy-status'), qr/connection_refused/, 'as for TCP';
     $w->stop;
 }
+{ # neither, and UDP does not say so
+    my $closed = closed_port();
+    my $hole   = black_hole($closed);
+    my $w = weir_with('upstream.http3=*.good.test');
+    my $url = "https://a.good.test:$closed/";
+    my $got = ask($w, $url);
+    is $got->{status}, 502, 'nobody at all: 502';
+    like field($got, 'proxy-status'), qr/connection_refused/, 'as for TCP';
+    like $w->wait_log(qr/http3/), qr/QUIC handshake.*not tried for 5/,
+        'and QUIC is left alone';
+    is ask($w, $url)->{status}, 502, 'again';
+    is scalar(visitors($hole)), 1, 'QUIC was tried once';
+    $w->stop;
+}
 { # learned
     my $l = Weir::H3->listener;
     my $t = tcp_origin(sprintf 'Alt-Svc: h3=":%d"; ma=60', $l->port);

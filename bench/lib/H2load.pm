@@ -28,14 +28,15 @@ sub h2_origin()
     return $origin = $port;
 }
 
-# One load on a port: what bench/load would have said of it.  @args: as for
-# h2load(1), but for the URL's path, which is the last.
-sub h2load($port, @args)
+# One load on a way: what bench/load would have said of it.  @args: as for
+# h2load(1), -n last but for the URL's path.
+sub h2load($way, @args)
 {
     my $path = pop @args;
+    $args[-1] = $way->{most} if $way->{most} && $args[-1] > $way->{most};
     my $log  = scratch('h2load.log');
     unlink $log;
-    my ($text) = proc_run(60, 'h2load', @args, "--connect-to=127.0.0.1:$port",
+    my ($text) = proc_run(60, 'h2load', @args, "--connect-to=127.0.0.1:$way->{port}",
         "--log-file=$log", "https://known.test/$path");
     my ($number, $unit) = $text =~ /^finished in ([\d.]+)(us|ms|s),/m
         or return '';

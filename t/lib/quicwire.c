@@ -17,6 +17,7 @@
  *   reset C S CODE, stop C S CODE       RESET_STREAM, STOP_SENDING
  *   hold C S, resume C S                give no more credit; give it again
  *   datagram C LEN bytes
+ *   frames C LEN bytes                  a packet of these QUIC frames
  *   close C CODE, abandon C             say goodbye with CODE; say nothing
  *   migrate C, rebind C, update C       new path, new port unknown to us, keys
  *   lossy C TX RX                       drop so many of 100 packets
@@ -93,7 +94,7 @@ struct option { /* what a test can choose, with its default */
     char ca[256], alpn[32], token[512], session[256];
     uint32_t version;
     uint64_t stream_window, window, streams, idle_ms, rtt_ms, payload, lossy_rx;
-    bool datagrams;
+    bool datagrams, tickets;
 };
 
 struct socket_of {
@@ -114,6 +115,7 @@ struct wire { /* a connection */
     ngtcp2_cid first_dcid; /* until the client knows ours */
     TAILQ_HEAD(, stream) streams;
     STAILQ_HEAD(, chunk) datagrams;
+    STAILQ_HEAD(, chunk) forged; /* frames */
     int lossy_tx, lossy_rx;
     bool was_reset;
     struct option o;
@@ -438,7 +440,8 @@ on_up(ngtcp2_conn *conn, void *arg)
     gnutls_alpn_get_selected_protocol(w->tls, &alpn);
     if (w->server) {
         gnutls_server_name_get(w->tls, name, &len, &type, 0);
-        gnutls_session_ticket_send(w->tls, 1, 0);
+        if (w->o.tickets)
+            gnutls_session_ticket_send(w->tls, 1, 0);
     }
     peer = gnutls_certificate_get_peers(w->tls, &n);
     if (peer != NULL && n > 0) {
@@ -562,13 +565,31 @@ on_log(void *arg, const char *format, ...)
             strtoull(id + 3, NULL, 16), strtoull(code + 1, NULL, 16));
 }
 
+/* Frames that the next packet shall have instead of what the library put into
+ * it. */
+static const struct chunk *forged;
+
+static int
+on_encrypt(uint8_t *to, const ngtcp2_crypto_aead *aead,
+           const ngtcp2_crypto_aead_ctx *ctx, const uint8_t *plain, size_t n,
+           const uint8_t *nonce, size_t n_nonce, const uint8_t *head,
+           size_t n_head)
+{
+    uint8_t frames[2048] = {0}; /* PADDING is 0 */
+
+    if (forged != NULL && forged->len <= n && n <= sizeof frames)
+        plain = memcpy(frames, forged->bytes, forged->len);
+    return ngtcp2_crypto_encrypt_cb(to, aead, ctx, plain, n, nonce, n_nonce,
+                                    head, n_head);
+}
+
 static const ngtcp2_callbacks callbacks = {
     .client_initial = ngtcp2_crypto_client_initial_cb,
     .recv_client_initial = ngtcp2_crypto_recv_client_initial_cb,
     .recv_crypto_data = ngtcp2_crypto_recv_crypto_data_cb,
     .handshake_completed = on_up,
     .recv_version_negotiation = on_versions,
-    .encrypt = ngtcp2_crypto_encrypt_cb,
+    .encrypt = on_encrypt,
     .decrypt = ngtcp2_crypto_decrypt_cb,
     .hp_mask = ngtcp2_crypto_hp_mask_cb,
     .recv_stream_data = on_data,
@@ -663,6 +684,7 @@ wire_new(int id, const struct option *o)
     w->sock.fd = -1;
     TAILQ_INIT(&w->streams);
     STAILQ_INIT(&w->datagrams);
+    STAILQ_INIT(&w->forged);
     w->ref = (ngtcp2_crypto_conn_ref){conn_of, w};
     TAILQ_INSERT_TAIL(&wires, w, next);
     return w;
@@ -677,6 +699,10 @@ wire_free(struct wire *w)
         stream_free(w, TAILQ_FIRST(&w->streams));
     while ((c = STAILQ_FIRST(&w->datagrams)) != NULL) {
         STAILQ_REMOVE_HEAD(&w->datagrams, next);
+        free(c);
+    }
+    while ((c = STAILQ_FIRST(&w->forged)) != NULL) {
+        STAILQ_REMOVE_HEAD(&w->forged, next);
         free(c);
     }
     ngtcp2_conn_del(w->conn);
@@ -836,6 +862,31 @@ write_datagram(struct wire *w, ngtcp2_path *path, uint8_t *buf, size_t cap,
     return n;
 }
 
+/* A packet of somebody else's frames: the library takes it for one with a
+ * datagram. */
+static ngtcp2_ssize
+write_forged(struct wire *w, ngtcp2_path *path, uint8_t *buf, size_t cap,
+             ngtcp2_tstamp ts)
+{
+    struct chunk *c = STAILQ_FIRST(&w->forged);
+    static uint8_t instead[2048];
+    ngtcp2_vec v = {instead, c->len > 32 ? c->len : 32};
+    ngtcp2_pkt_info pi;
+    int accepted = 0;
+    ngtcp2_ssize n;
+
+    forged = c;
+    n = ngtcp2_conn_writev_datagram(w->conn, path, &pi, buf, cap, &accepted,
+                                    NGTCP2_WRITE_DATAGRAM_FLAG_NONE, 0, &v, 1,
+                                    ts);
+    forged = NULL;
+    if (accepted) {
+        STAILQ_REMOVE_HEAD(&w->forged, next);
+        free(c);
+    }
+    return n;
+}
+
 /* A piece of this stream (NULL: only what QUIC itself has to say). */
 static ngtcp2_ssize
 write_stream(struct wire *w, struct stream *s, ngtcp2_path *path, uint8_t *buf,
@@ -897,7 +948,9 @@ wire_write(struct wire *w)
 
         ngtcp2_path_storage_zero(&ps);
         do {
-            if (w->up && !STAILQ_EMPTY(&w->datagrams))
+            if (w->up && !STAILQ_EMPTY(&w->forged))
+                n = write_forged(w, &ps.path, buf, sizeof buf, ts);
+            else if (w->up && !STAILQ_EMPTY(&w->datagrams))
                 n = write_datagram(w, &ps.path, buf, sizeof buf, ts);
             else
                 n = write_stream(w, next_to_send(w), &ps.path, buf, sizeof buf,
@@ -1062,7 +1115,8 @@ options(char **words, int n)
                        .streams = 100,
                        .idle_ms = 60000,
                        .rtt_ms = 10,
-                       .datagrams = true};
+                       .datagrams = true,
+                       .tickets = true};
     struct {
         const char *name;
         uint64_t *to;
@@ -1100,6 +1154,8 @@ options(char **words, int n)
             o.version = (uint32_t)strtoul(value, NULL, 0);
         else if (strcmp(words[i], "datagrams") == 0)
             o.datagrams = atoi(value) != 0;
+        else if (strcmp(words[i], "tickets") == 0)
+            o.tickets = atoi(value) != 0;
         else if (!known)
             die("option %s", words[i]);
     }
@@ -1274,6 +1330,8 @@ command(char **word, int n, struct chunk *payload)
         do_send(w, word + 2, payload);
     } else if (strcmp(what, "datagram") == 0) {
         STAILQ_INSERT_TAIL(&w->datagrams, payload, next);
+    } else if (strcmp(what, "frames") == 0) {
+        STAILQ_INSERT_TAIL(&w->forged, payload, next);
     } else if (strcmp(what, "open") == 0) {
         do_open(w, word + 2);
     } else if (strcmp(what, "reset") == 0) {
@@ -1338,7 +1396,8 @@ in_command(void)
         word[n++] = w;
     if (n == 0)
         die("an empty line");
-    if (strcmp(word[0], "send") == 0 || strcmp(word[0], "datagram") == 0) {
+    if (strcmp(word[0], "send") == 0 || strcmp(word[0], "datagram") == 0 ||
+        strcmp(word[0], "frames") == 0) {
         n_bytes = strtoull(word[n - 1], NULL, 10);
         if (in.len < n_line + 1 + n_bytes)
             return false;

@@ -412,7 +412,8 @@ sub event($self, $what, $words, $bytes)
         $self->begin;
     } elsif ($what eq 'gone') {
         $self->{gone} = $words->[0];
-        $self->{code} = code_name($words->[1]);
+        $self->{code} = $words->[0] eq 'transport' && $words->[1] > 0x100
+            ? $words->[1] : code_name($words->[1]); # RFC 9001 section 4.8
         $self->{reason} = join ' ', @$words[2 .. $#$words];
     } elsif ($what eq 'cert' || $what eq 'token') {
         $self->{$what} = $bytes;
@@ -563,6 +564,12 @@ sub datagram($self, $id, $bytes)
 {
     my $all = varint($id / 4) . $bytes;
     command(join(' ', 'datagram', $self->{id}, length $all), $all);
+}
+
+# A packet of these QUIC frames (RFC 9000 section 19), whatever they are.
+sub packet($self, $frames)
+{
+    command("frames $self->{id} " . length $frames, $frames);
 }
 
 # Wait until at most $max bytes of what was put are not acknowledged.
