@@ -671,7 +671,6 @@ h3_accept(struct wire *wire, const struct config *conf,
 
     if (h == NULL)
         return NULL;
-    qc.tunnelled = wire_tunnelled(wire);
     qu = quic_user_of(h);
     qc.tunnelled = wire_tunnelled(wire);
     if (mitm_quic(user->weir->mitm, &tls) != 0 ||
