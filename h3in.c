@@ -343,7 +343,8 @@ is_calm(struct h3 *h, int64_t id, const uint8_t *at, size_t len)
 {
     if (is_request(id))
         return true;
-    if (h->control_id < 0 && len > 0 && at[0] == 0) /* section 6.2.1 */
+    if (h->side == SIDE_ORIGIN && h->control_id < 0 && len > 0 &&
+        at[0] == 0) /* section 6.2.1 */
         h->control_id = id;
     return id != h->control_id ||
            h3_spend(h, CALM_PRIORITIES, 1 + (int)(len / 32),
@@ -420,6 +421,31 @@ is_useful(struct h3 *h, const uint8_t *at, size_t n)
     return h3_spend(h, CALM_EMPTY, 1, "too many empty frames") == 0;
 }
 
+/* Server role: a piece of a unidirectional stream. */
+static bool
+read_uni(struct h3 *h, int64_t id, const char *at, size_t len, bool fin)
+{
+    struct inlet *in = &h->inlets[id / 4 % H3_UNI_MAX];
+    struct span some;
+    nghttp3_ssize rc = 0;
+
+    quic_credit(h->quic, id, len);
+    for (size_t n; rc >= 0 && len > 0; at += n, len -= n) {
+        n = inlet_next(in, at, len, &some);
+        if (inlet_is_control(in))
+            h->control_id = id;
+        if (some.len > 0)
+            rc = nghttp3_conn_read_stream(h->ng, id, (const uint8_t *)some.at,
+                                          some.len, 0);
+    }
+    if (rc >= 0 && fin) {
+        some = inlet_rest(in);
+        rc = nghttp3_conn_read_stream(h->ng, id, (const uint8_t *)some.at,
+                                      some.len, 1);
+    }
+    return rc >= 0 || h3_judge(h, (int)rc);
+}
+
 static bool
 quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
 {
@@ -428,6 +454,8 @@ quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
 
     if (!is_calm(h, id, at, len))
         return false;
+    if (h->side == SIDE_CLIENT && !is_request(id))
+        return read_uni(h, id, at, len, fin);
     peek_settings(h, id, at, len);
     h->useful = false;
     n = nghttp3_conn_read_stream(h->ng, id, at, len, fin);

@@ -1624,7 +1624,22 @@ struct lanes { /* all of a session */
     size_t max_bytes, max_fields;
 };
 
+struct inlet { /* a client's unidirectional stream */
+    enum {
+        INLET_TYPE,    /* its first bytes */
+        INLET_OTHER,   /* not the control stream: all passes */
+        INLET_FRAME,   /* type and length of the next frame */
+        INLET_CONTENT, /* of one that passes as it comes */
+        INLET_HOLD,    /* of one that passes when it is complete */
+        INLET_DROP,    /* of one that does not pass */
+    } state;
+    uint64_t left; /* bytes of the frame's content */
+    size_t n;      /* of held */
+    char held[40];
+};
+
 enum {
+    H3_UNI_MAX = 16, /* such streams that a peer may open; it needs 3 */
     H3_GRAM_MAX = 1500,    /* bytes of a datagram with its stream's number */
     H3_SETTINGS_MAX = 256, /* bytes of an origin's first frame */
 };
@@ -1648,6 +1663,7 @@ struct h3 {
     struct stream *all, *fresh, *held;
     struct lanes lanes;
     struct lane *resume; /* the library may ask it again */
+    struct inlet inlets[H3_UNI_MAX]; /* server role */
     struct store in, grams;
     char *buf; /* client role: READ_MAX bytes of datagrams */
     char gram[H3_GRAM_MAX];
@@ -1729,6 +1745,13 @@ void lane_end(struct lanes *, struct lane *);
 void lanes_rest(struct lanes *);
 bool lane_take(struct lane *, struct span *);
 void lane_acked(struct lane *, size_t len);
+
+/* ---- inlet.c: a client's unidirectional stream ---------------------------- */
+
+size_t inlet_next(struct inlet *, const char *at, size_t len,
+                  struct span *pass);
+struct span inlet_rest(struct inlet *);
+bool inlet_is_control(const struct inlet *);
 
 /* ---- demux.c: datagrams to QUIC connections ------------------------------ */
 

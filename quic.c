@@ -37,7 +37,7 @@ enum {
     IOV_MAX_HERE = 16,   /* pieces of a stream for one packet */
     PAYLOAD_MAX = 1452,  /* of a datagram: Ethernet, less IPv6 and UDP */
     GRAM_COST = 24,      /* of a packet around a DATAGRAM, less its DCID */
-    UNI_STREAMS = 16,    /* that the peer may open; HTTP/3 needs 3 */
+    PEER_CIDS = 7,       /* that a peer may give us, to change its address */
     STREAM_WINDOW_MAX = 16 << 20, /* to which the library may grow a window */
 };
 
@@ -508,8 +508,9 @@ params_init(ngtcp2_transport_params *p, const struct quic_conf *conf)
     p->initial_max_stream_data_uni = conf->stream_window;
     p->initial_max_data = conf->window;
     p->initial_max_streams_bidi = conf->streams;
-    p->initial_max_streams_uni = UNI_STREAMS;
+    p->initial_max_streams_uni = H3_UNI_MAX;
     p->max_idle_timeout = (ngtcp2_duration)conf->idle_ms * NGTCP2_MILLISECONDS;
+    p->active_connection_id_limit = PEER_CIDS;
     p->max_datagram_frame_size = 65535;
     p->grease_quic_bit = 1;
 }
