@@ -89,8 +89,11 @@ h3_no_memory(struct h3 *h)
 bool
 h3_judge(struct h3 *h, int rc)
 {
-    quic_end(h->quic, nghttp3_err_infer_quic_app_error_code(rc),
-             rc == NGHTTP3_ERR_NOMEM ? "out of memory" : "protocol broken");
+    if (rc == NGHTTP3_ERR_QPACK_HEADER_TOO_LARGE) /* a string of 64 KiB */
+        quic_end(h->quic, NGHTTP3_H3_EXCESSIVE_LOAD, "field is too large");
+    else
+        quic_end(h->quic, nghttp3_err_infer_quic_app_error_code(rc),
+                 rc == NGHTTP3_ERR_NOMEM ? "out of memory" : "protocol broken");
     return false;
 }
 
