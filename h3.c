@@ -39,8 +39,8 @@ enum {
     TRIM_STREAMS = 50,  /* served: there may be memory to give back */
     NEAR_RTT_MS = 10,   /* what to assume of a client, before it is known */
     FAR_RTT_MS = 60,    /* and of an origin */
-    LOOK_MS = 1000,     /* so often, at rest, while a stream is open */
     SILENT_MS = 3000,   /* an origin that owes an answer is asked then */
+    LOOK_MS = 1000,     /* so often, at rest, while a stream is open */
     HELD_MS = 1000,     /* how long a request may wait for a stream */
 };
 
@@ -501,7 +501,8 @@ may_rest(struct h3 *h, int linger_ms)
     if (h->side == SIDE_ORIGIN)
         return h->now - idle >= linger_ms && hub_over_idle(&h->hub) ? WHY_EOF
                                                                     : WHY_NONE;
-    if (over || h->now - idle < linger_ms ||
+    if (over || atomic_load(&h->user.weir->draining) ||
+        h->now - idle < linger_ms ||
         quic_until_us(h->quic) < (h->now + REST_MS) * 1000)
         return WHY_NONE;
     return hub_sleep(&h->hub) ? WHY_MORE : WHY_NONE;
@@ -670,8 +671,8 @@ h3_accept(struct wire *wire, const struct config *conf,
 
     if (h == NULL)
         return NULL;
-    qc.tunnelled = wire_tunnelled(wire);
     qu = quic_user_of(h);
+    qc.tunnelled = wire_tunnelled(wire);
     if (mitm_quic(user->weir->mitm, &tls) != 0 ||
         (h->quic = quic_accept(wire, tls, &qc, &qu)) == NULL) {
         h3_free(h);
@@ -720,7 +721,11 @@ h3_free(struct h3 *h)
 
     if (h == NULL)
         return;
-    assert(h->all == NULL && h->held == NULL);
+    assert(h->held == NULL);
+    while (h->all != NULL) { /* it ends at rest; their users have left */
+        assert(h->all->seen_done);
+        h3_let_go(h, h->all);
+    }
     if (h->wire != NULL)
         wire_own(h->wire, NULL);
     if (h->quic != NULL && h->side == SIDE_CLIENT)

@@ -13,6 +13,8 @@
 #include "t/net.h"
 #include "t/tap.h"
 
+enum { WORKERS = 32 };
+
 static struct weir weir;
 static uint16_t proxy_port, origin_port, echo_port;
 
@@ -564,32 +566,51 @@ test_rebind(void)
     relay_end(&r);
 }
 
-/* A client that has gone without a word leaves nothing behind. */
+/* A client goes without a word, in the middle of an answer. */
 static void
-test_gone(void)
+vanish(struct relay *r)
 {
-    struct relay r;
     struct client_end c;
-    uint16_t port = relay_begin(&r, 0, 0);
+    uint16_t port = relay_begin(r, 0, 0);
     struct stream *s;
     struct fail f = {0};
     struct span data;
     char authority[64];
-    int64_t until = now_ms() + 20000;
 
     client_begin(&c, port, NULL, false);
     snprintf(authority, sizeof authority, "127.0.0.1:%u", origin_port);
     s = ask(&c, "GET", authority, "/50000000", 0);
     NEED(finish(s) && answer(s, &f) == 200);
     NEED(s->http.ops->read_body(&s->http, &data, &f) == WHY_NONE);
-    atomic_store(&r.blind, true);
+    atomic_store(&r->blind, true);
     stream_give(s);
     client_end(&c);
+}
+
+static void
+test_gone(void)
+{
+    struct relay r;
+    int64_t until = now_ms() + 20000;
+
+    vanish(&r);
     while (listeners_live(weir.listeners) > 0 && now_ms() < until)
         (void)poll(NULL, 0, 50);
     is_int((long)listeners_live(weir.listeners), 0,
            "a client that vanished in the middle is forgotten");
     relay_end(&r);
+}
+
+/* The same, and weir ends while nobody owns what is left of the session. */
+static void
+test_gone_at_the_end(struct relay *r)
+{
+    int64_t until = now_ms() + 20000;
+
+    vanish(r);
+    while (pool_idle(weir.conns) < WORKERS && now_ms() < until)
+        (void)poll(NULL, 0, 20);
+    ok(pool_idle(weir.conns) == WORKERS, "one that vanished has no worker");
 }
 
 static void
@@ -622,7 +643,7 @@ world_begin(void)
                     "proxy.grace_s=1",
                     "http2.stall_s=2"};
     struct pool_conf pool = {.name = "conns",
-                             .n_workers = 32,
+                             .n_workers = WORKERS,
                              .n_queue = 256,
                              .stack_bytes = 1 << 20,
                              .serve = listeners_serve};
@@ -674,6 +695,7 @@ main(void)
     struct server origin = {.serve = origin_serve},
                   echo = {.serve = echo_serve};
     pthread_t origin_thread, echo_thread;
+    struct relay r;
 
     NEED(gnutls_certificate_allocate_credentials(&nobody) == 0);
     world_begin();
@@ -691,7 +713,9 @@ main(void)
     test_loss();
     test_rebind();
     test_gone();
+    test_gone_at_the_end(&r);
     world_end();
+    relay_end(&r);
     shutdown(origin.listener, SHUT_RDWR);
     shutdown(echo.listener, SHUT_RDWR);
     pthread_join(origin_thread, NULL);
