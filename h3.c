@@ -673,7 +673,6 @@ h3_accept(struct wire *wire, const struct config *conf,
         return NULL;
     qc.tunnelled = wire_tunnelled(wire);
     qu = quic_user_of(h);
-    qc.tunnelled = wire_tunnelled(wire);
     if (mitm_quic(user->weir->mitm, &tls) != 0 ||
         (h->quic = quic_accept(wire, tls, &qc, &qu)) == NULL) {
         h3_free(h);
