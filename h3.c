@@ -675,7 +675,6 @@ h3_accept(struct wire *wire, const struct config *conf,
     if (h == NULL)
         return NULL;
     qu = quic_user_of(h);
-    qc.tunnelled = wire_tunnelled(wire);
     if (mitm_quic(user->weir->mitm, &tls) != 0 ||
         (h->quic = quic_accept(wire, tls, &qc, &qu)) == NULL) {
         h3_free(h);
