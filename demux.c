@@ -45,7 +45,7 @@ enum {
     BUCKETS_FIRST = 256,    /* a power of two */
     CONNECTION_REFUSED = 2, /* RFC 9000 section 20.1 */
     INVALID_TOKEN = 0x0b,
-    REPLY_MAX = 512,
+    REPLY_MAX = 576, /* versions, for identifiers of 255 bytes */
 };
 
 struct name { /* an identifier, and where it leads */
@@ -294,8 +294,7 @@ say_versions(struct demux *d, const struct quic_path *path,
                                     0x1a2a3a4a};
     uint8_t out[REPLY_MAX], unused;
 
-    if (vc->dcidlen > 255 || vc->scidlen > 255 ||
-        vc->dcidlen + vc->scidlen > 256 || !random_bytes(&unused, 1))
+    if (vc->dcidlen > 255 || vc->scidlen > 255 || !random_bytes(&unused, 1))
         return;
     reply(d, path, out,
           ngtcp2_pkt_write_version_negotiation(
@@ -426,6 +425,7 @@ wire_link(struct demux *d, struct wire *w)
     if (w->next != NULL)
         w->next->prev = w;
     d->wires = w;
+    atomic_fetch_add(&d->user.weir->n_quic, 1);
     d->n_wires++;
     d->n_half_open++;
     d->n_refs++;
@@ -478,7 +478,7 @@ static bool
 has_room(struct demux *d, const struct config *conf)
 {
     return !atomic_load(&d->user.weir->draining) &&
-           demux_live(d) < (size_t)conf->quic_connections;
+           atomic_load(&d->user.weir->n_quic) < conf->quic_connections;
 }
 
 /* A client's first datagram: it becomes a connection, unless something is
@@ -853,6 +853,7 @@ wire_free(struct wire *w)
     if (w->next != NULL)
         w->next->prev = w->prev;
     d->n_wires--;
+    atomic_fetch_sub(&d->user.weir->n_quic, 1);
     pthread_mutex_unlock(&d->lock);
     store_clear(&w->in);
     free(w);

@@ -437,6 +437,44 @@ dial_udp_at(const struct address *a, bool quic, int *fd, char addr[ADDR_MAX],
     return f->why;
 }
 
+/* Is this an address of this machine with nobody at its port?  Then we could be
+ * there ourselves.  Of others nobody can tell. */
+static bool
+is_vacant(const struct address *a)
+{
+    int fd = socket(a->at.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    bool vacant;
+
+    if (fd < 0)
+        return false;
+    vacant = bind(fd, (const struct sockaddr *)&a->at, a->len) == 0;
+    close(fd);
+    return vacant;
+}
+
+/*
+ * dial_udp_order - put those behind where surely nobody is.
+ *
+ * There is no connection that could be raced for: "localhost" has two addresses
+ * and most who listen have only one of them.
+ */
+void
+dial_udp_order(struct address *a, size_t n)
+{
+    struct address out[DIAL_MAX];
+    bool vacant[DIAL_MAX];
+    size_t used = 0;
+
+    assert(n <= DIAL_MAX);
+    for (size_t i = 0; n > 1 && i < n; i++)
+        if (!(vacant[i] = is_vacant(&a[i])))
+            out[used++] = a[i];
+    for (size_t i = 0; n > 1 && i < n; i++)
+        if (vacant[i])
+            out[used++] = a[i];
+    memcpy(a, out, used * sizeof *a);
+}
+
 /*
  * dial_udp - a UDP socket, connected to host:port, that does not block.
  *
@@ -455,6 +493,7 @@ dial_udp(const struct client *c, const char *host, uint16_t port,
 
     if (why != WHY_NONE)
         return why;
+    dial_udp_order(a, n);
     for (size_t i = 0; i < n; i++) {
         *f = (struct fail){0}; /* of the address before this one */
         if ((why = dial_udp_at(&a[i], false, fd, addr, f)) == WHY_NONE)

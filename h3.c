@@ -39,8 +39,8 @@ enum {
     TRIM_STREAMS = 50,  /* served: there may be memory to give back */
     NEAR_RTT_MS = 10,   /* what to assume of a client, before it is known */
     FAR_RTT_MS = 60,    /* and of an origin */
-    SILENT_MS = 3000,   /* an origin that owes an answer is asked then */
     LOOK_MS = 1000,     /* so often, at rest, while a stream is open */
+    SILENT_MS = 3000,   /* an origin that owes an answer is asked then */
     HELD_MS = 1000,     /* how long a request may wait for a stream */
 };
 
@@ -89,8 +89,11 @@ h3_no_memory(struct h3 *h)
 bool
 h3_judge(struct h3 *h, int rc)
 {
-    quic_end(h->quic, nghttp3_err_infer_quic_app_error_code(rc),
-             rc == NGHTTP3_ERR_NOMEM ? "out of memory" : "protocol broken");
+    if (rc == NGHTTP3_ERR_QPACK_HEADER_TOO_LARGE) /* a string of 64 KiB */
+        quic_end(h->quic, NGHTTP3_H3_EXCESSIVE_LOAD, "field is too large");
+    else
+        quic_end(h->quic, nghttp3_err_infer_quic_app_error_code(rc),
+                 rc == NGHTTP3_ERR_NOMEM ? "out of memory" : "protocol broken");
     return false;
 }
 
@@ -672,7 +675,6 @@ h3_accept(struct wire *wire, const struct config *conf,
     if (h == NULL)
         return NULL;
     qu = quic_user_of(h);
-    qc.tunnelled = wire_tunnelled(wire);
     if (mitm_quic(user->weir->mitm, &tls) != 0 ||
         (h->quic = quic_accept(wire, tls, &qc, &qu)) == NULL) {
         h3_free(h);

@@ -22,11 +22,10 @@
 #include "proxy.h"
 
 enum {
-    READS = 16,          /* lots of datagrams read in a row from a socket */
-    READ_MAX = 65536,    /* bytes of a lot */
-    BOMB = 3,            /* times head_bytes that a head may unpack to */
-    REFUSALS = 3,        /* datagrams that found nobody: the origin is gone */
-    SETTING_CONNECT = 8, /* RFC 9220 section 3 */
+    READS = 16,       /* lots of datagrams read in a row from a socket */
+    READ_MAX = 65536, /* bytes of a lot */
+    BOMB = 3,         /* times head_bytes that a head may unpack to */
+    REFUSALS = 3,     /* datagrams that found nobody: the origin is gone */
 };
 
 /* ---- heads --------------------------------------------------------------- */
@@ -337,58 +336,6 @@ is_request(int64_t id)
     return (id & 3) == 0; /* RFC 9000 section 2.1: a client's, both ways */
 }
 
-/* Frames that ask for nothing (RFC 9114 section 10.5). */
-static bool
-is_calm(struct h3 *h, int64_t id, const uint8_t *at, size_t len)
-{
-    if (is_request(id))
-        return true;
-    if (h->control_id < 0 && len > 0 && at[0] == 0) /* section 6.2.1 */
-        h->control_id = id;
-    return id != h->control_id ||
-           h3_spend(h, CALM_PRIORITIES, 1 + (int)(len / 32),
-                    "too much on the control stream") == 0;
-}
-
-/* Is this setting in the frame that the control stream begins with (RFC 9114
- * section 6.2.1)?  False as long as the frame is not whole. */
-static bool
-settings_have(const char *at, size_t len, uint64_t wanted)
-{
-    uint64_t head[3], pair[2]; /* stream type, frame type, length */
-    size_t n;
-
-    for (int i = 0; i < 3; i++, at += n, len -= n)
-        if ((n = varint_parse(at, len, &head[i])) == 0)
-            return false;
-    if (head[1] != 4 || head[2] > len)
-        return false;
-    len = (size_t)head[2];
-    while (len > 0) {
-        for (int i = 0; i < 2; i++, at += n, len -= n)
-            if ((n = varint_parse(at, len, &pair[i])) == 0)
-                return false;
-        if (pair[0] == wanted)
-            return pair[1] == 1;
-    }
-    return false;
-}
-
-/* The library keeps to itself that an origin takes extended CONNECT: only a
- * server has to be told, it holds.  So look at the bytes. */
-static void
-peek_settings(struct h3 *h, int64_t id, const void *at, size_t len)
-{
-    size_t room = H3_SETTINGS_MAX - h->n_settings;
-
-    if (h->side != SIDE_ORIGIN || id != h->control_id || room == 0)
-        return;
-    memcpy(h->settings + h->n_settings, at, len < room ? len : room);
-    h->n_settings += len < room ? len : room;
-    h->takes_connect =
-        settings_have(h->settings, h->n_settings, SETTING_CONNECT);
-}
-
 /* A message that is not as long as it said: the library would end the whole
  * connection, RFC 9114 section 4.1.2 the stream alone. */
 static bool
@@ -426,18 +373,17 @@ quic_data(void *arg, int64_t id, const void *at, size_t len, bool fin)
     struct h3 *h = arg;
     nghttp3_ssize n;
 
-    if (!is_calm(h, id, at, len))
-        return false;
-    peek_settings(h, id, at, len);
+    if (!is_request(id))
+        return h3_read_own(h, id, at, len, fin);
     h->useful = false;
     n = nghttp3_conn_read_stream(h->ng, id, at, len, fin);
-    if (n == NGHTTP3_ERR_MALFORMED_HTTP_MESSAGING && is_request(id))
+    if (n == NGHTTP3_ERR_MALFORMED_HTTP_MESSAGING)
         return end_malformed(h, id, len);
     if (n < 0)
         return h3_judge(h, (int)n);
     if (n > 0)
         quic_credit(h->quic, id, (size_t)n);
-    return n == 0 || fin || !is_request(id) || is_useful(h, at, (size_t)n);
+    return n == 0 || fin || is_useful(h, at, (size_t)n);
 }
 
 /* The peer has cut off what it sends on a stream: whoever reads has to know. */

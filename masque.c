@@ -216,7 +216,7 @@ struct masque *
 masque_open(struct client *c, struct head *req, struct fail *f)
 {
     struct masque *m = calloc(1, sizeof *m);
-    enum access what;
+    enum access what = ACCESS_BY_ADDRESS;
     enum why why;
 
     if (m == NULL) {

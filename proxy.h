@@ -640,7 +640,11 @@ struct quic_path { /* which way a datagram came, or shall go */
     union quic_address local, remote;
 };
 
-enum { QUIC_CID_MAX = 20, QUIC_TOKEN_MAX = 256 };
+enum {
+    QUIC_CID_MAX = 20,
+    QUIC_TOKEN_MAX = 256,
+    QUIC_OWN_MAX = 16, /* one-way streams that a peer may open, ever */
+};
 
 struct quic_cid {
     size_t len;
@@ -784,6 +788,7 @@ struct weir { /* what all connections share; one, made by proxy.c */
     uint16_t ports[16]; /* that we listen on */
     size_t n_ports;
     atomic_ullong n_conns; /* the last connection id */
+    atomic_int n_quic;     /* QUIC connections of clients */
     atomic_int n_fibers;   /* streams that are served by fibers */
     atomic_bool trim;      /* much memory may have come free */
     atomic_int n_udp;      /* UDP associations */
@@ -1637,6 +1642,19 @@ enum {
 struct nghttp3_conn;
 struct nghttp3_callbacks;
 
+struct h3_own {         /* a stream that is the peer's alone (h3control.c) */
+    uint8_t type[8], n; /* how it begins */
+    bool known;         /* its type is whole */
+};
+
+struct h3_frame {             /* the one of the control stream that is coming */
+    uint8_t head[16], n_head; /* its type and length, until they are whole */
+    uint64_t left;            /* of its payload */
+    bool any;                 /* there was one before */
+    bool dropped;             /* the library does not get it */
+    uint8_t element[8], n_element;
+};
+
 struct h3 {
     struct hub hub;
     struct fibers fibers; /* server role: serve those streams that can be */
@@ -1661,6 +1679,8 @@ struct h3 {
                                     stream begins */
     size_t n_settings;
     bool takes_connect; /* what they say */
+    struct h3_own own[QUIC_OWN_MAX];
+    struct h3_frame frame;
     struct calm calm;
     int64_t now, tick_at, idle_from, control_id;
     bool said_goodbye, shut, kept_alive, peer_grams;
@@ -1704,6 +1724,8 @@ int h3_extended(struct h3 *, int64_t until);
 void h3_stop(struct h3 *);
 
 /* What h3.c, h3in.c and h3out.c have for each other; the owner's alone. */
+bool h3_read_own(struct h3 *, int64_t id, const uint8_t *, size_t len,
+                 bool fin); /* h3control.c */
 int h3_give_up(struct h3 *, uint64_t code, const char *cause);
 int h3_no_memory(struct h3 *);
 bool h3_judge(struct h3 *, int rc);
@@ -1997,6 +2019,7 @@ enum why dial_udp_at(const struct address *, bool quic, int *fd,
 enum why dial_udp(const struct client *, const char *host, uint16_t port,
                   enum access, int *fd, char addr[ADDR_MAX],
                   struct clock_marks *, struct fail *);
+void dial_udp_order(struct address *, size_t n); /* nobody's go last */
 bool dial_is_ours(const struct client *, const struct address *);
 void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);

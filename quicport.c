@@ -303,8 +303,10 @@ quic_send(int fd, const struct quic_path *path, bool connected, const void *at,
             return;
         if (errno != EIO && errno != EINVAL && errno != EOPNOTSUPP)
             return;
-        /* The device, or this kernel, cannot: udp(7). */
-        atomic_store(&no_segments, true);
+        /* The device, or this kernel, cannot: udp(7).  EINVAL: not to this
+         * peer, where the way out is narrower than a datagram. */
+        if (errno != EINVAL)
+            atomic_store(&no_segments, true);
     }
     while (len > 0) {
         size_t n = len < segment ? len : segment;

@@ -167,6 +167,7 @@ target_find(struct relay *y, const char *host, uint16_t port)
         WHY_NONE)
         return false;
     rule = "no address";
+    dial_udp_order(at, n);
     for (size_t i = 0; i < n; i++) /* HTTP/3 would take it for a client's */
         if (c->conf->http3 && dial_is_ours(c, &at[i]))
             return deny(y, host, port, "connect to ourselves");

@@ -159,6 +159,15 @@ for my $how (@all) {
         authority => 'localhost:' . $w->port)->{status}, 404,
         "$how: another path is none of ours";
 }
+{
+    # "localhost" has two addresses, whoever is there has one.
+    for my $host ('127.0.0.1', '::1') {
+        my $far = eval { udp_socket(host => $host) } or next;
+        my $t = $by{'HTTP/2'}->($w, udp_path('localhost', $far->sockport));
+        $t->send('here?');
+        is udp_receive($far), 'here?', "somebody at $host, by name";
+    }
+}
 SKIP: {
     my $six = eval { udp_socket(host => '::1') };
     skip 'no IPv6 here', 1 if !$six;

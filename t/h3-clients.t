@@ -129,6 +129,12 @@ for my $what ('migrate', 'rebind', 'update') {
     $c->close;
 }
 {
+    my $c = client();
+    my $n = grep { $c->tell('migrate'); alive($c) } 1 .. 5;
+    is $n, 5, 'one new address behind the other' or diag $c->{code};
+    $c->close;
+}
+{
     my $file = scratch('session');
     for my $n (0, 1) {
         my $c = client($w, wire => { session => $file });
@@ -157,6 +163,14 @@ for my $what ('migrate', 'rebind', 'update') {
     }
     $udp->recv(my $answer, 2000);
     is substr($answer, 1, 4), "\0" x 4, 'by version negotiation';
+    my $ids = "\xff" . 'd' x 255 . "\xff" . 's' x 255; # RFC 9000 section 17.2
+    $udp->send(pack('CN', 0xc0, 0x1a2a3a4a) . $ids . "\0" x 700);
+    my $set = '';
+    vec($set, fileno $udp, 1) = 1;
+    select $set, undef, undef, LIMIT;
+    $udp->recv($answer, 2000);
+    is substr($answer, 5, 512), "\xff" . 's' x 255 . "\xff" . 'd' x 255,
+        'to identifiers of any length';
     # what is nobody's, and what is nothing
     $udp->send($_) for '', 'x', "\x40" . 'y' x 20, "\xff" x 1200, "\0" x 1500,
         'z' x 60_000;

@@ -170,6 +170,17 @@ for my $bad (
     is $c->answer($c->request([@get]))->{status}, 200, '  the stream alone';
 }
 
+{ # the same, and much more on its way
+    my $c  = client();
+    my $id = $c->request([ ':method', 'POST', @get[ 2, 3, 4 ], $silent->addr,
+        ':path', '/', 'content-length', 5 ], end => 0);
+    $c->data($id, 'y' x 1000) for 1 .. 2000;
+    $c->data($id, 'z', 1);
+    $c->until(sub { $c->stream($id)->{reset} });
+    is $c->stream($id)->{reset}, 'MESSAGE_ERROR', '2 MB more than announced';
+    is $c->answer($c->request([@get]))->{status}, 200, '  the stream alone';
+}
+
 # ---- clients that never finish their handshake
 {
     my @c = map { client(wait => 0) } 1 .. 40;

@@ -255,6 +255,7 @@ for my $on ('connection', 'stream') { # learned by a frame of HTTP/2
     my ($got, $o) = ask_quic($w, $url, $l);
     is $o->{resumed}, 0, 'a first connection';
     is $o->ending, 'application NO_ERROR', 'ends when nobody has used it';
+    $w->wait_log(qr/ session /); # then its ticket is kept
     ($got, $o) = ask_quic($w, $url, $l);
     is $got->{body}, 'quic', 'a second one';
     is $o->{resumed}, 1, 'resumes it';

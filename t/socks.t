@@ -272,7 +272,7 @@ my $udp = Weir->start(set => [ @set, 'tunnel.udp_associations=2',
     is receive($me), $head . 'pong', 'comes down with one';
     to($me, $port, "\0\0\0\3" . pack('C/a', 'localhost')
         . pack('n', $far->sockport) . 'by name');
-    ok 1, 'a name is sent'; # localhost may be ::1 first: nobody need be there
+    is scalar receive($far), 'by name', 'a name is looked up';
     to($me, $port, "\0\0\1\1" . substr($head, 4) . 'fragment');
     to($me, $port, "\0\0\0\2" . substr($head, 4) . 'type');
     to($me, $port, "\0\1\0\1" . substr($head, 4) . 'reserved');
@@ -283,7 +283,6 @@ my $udp = Weir->start(set => [ @set, 'tunnel.udp_associations=2',
     to($me, $port, $head . $big);
     my @came;
     push @came, scalar receive($far) while !@came || $came[-1] ne $big;
-    @came = grep { $_ ne 'by name' } @came;
     is scalar @came, 1, 'fragments, garbage and strangers are dropped'
         or diag map { substr($_, 0, 20) . "\n" } @came;
     like $udp->wait_log(qr/ denied .*127\.0\.0\.9/), qr/rule=127\.0\.0\.9/,
@@ -293,7 +292,7 @@ my $udp = Weir->start(set => [ @set, 'tunnel.udp_associations=2',
     my (undef, $code3) = associate($udp);
     is $code3, 1, 'a third one is too many';
     $c->close;
-    like $udp->wait_log(qr/ udp .*down=4/), qr/up=600(04|11) /,
+    like $udp->wait_log(qr/ udp .*down=4/), qr/up=60011 /,
         'it ends with its connection';
     to($me, $port, $head . 'late');
     is receive($far, 0.3), '', 'and carries nothing any more';

@@ -359,23 +359,38 @@ sub first_of(@these)
 # on an origin of another one that runs beside it: a socket is kept bound to
 # each.  It does not listen, so the port refuses, until somebody (weir, a
 # program of others) listens there beside it; SO_REUSEADDR allows both.
+#
+# They are none that the system gives away by itself: nobody gets the UDP port
+# beside one by chance.
 my @kept;
+my $n_ports = (split ' ', slurp('/proc/sys/net/ipv4/ip_local_port_range'))[0]
+    // 32768;
 
-sub keep_port($host, $port)
+sub bound($host, $port, $proto, %o)
 {
-    my $sock = IO::Socket::IP->new(LocalHost => $host, LocalPort => $port,
-        Proto => 'tcp', Type => Socket::SOCK_STREAM(), ReuseAddr => 1)
-        or die "bind: $@";
-    push @kept, $sock;
-    shift @kept if @kept > 300; # descriptors are not without end
-    return $sock->sockport;
+    return IO::Socket::IP->new(LocalHost => $host, LocalPort => $port,
+        Proto => $proto, %o, Type => $proto eq 'tcp'
+            ? Socket::SOCK_STREAM() : Socket::SOCK_DGRAM());
+}
+
+sub keep_port($host)
+{
+    for (1 .. 1000) {
+        my $port = 10000 + int rand($n_ports - 10000);
+        next if !bound($host, $port, 'tcp') || !bound($host, $port, 'udp');
+        my $sock = bound($host, $port, 'tcp', ReuseAddr => 1) or next;
+        push @kept, $sock;
+        shift @kept if @kept > 300; # descriptors are not without end
+        return $port;
+    }
+    die "no port of $host is free: $@\n";
 }
 
 # A listening socket in the test itself.  %o: host; port, one that is kept.
 sub listener(%o)
 {
     my $host = $o{host} // '127.0.0.1';
-    my $port = $o{port} // keep_port($host, 0);
+    my $port = $o{port} // keep_port($host);
     my $sock = IO::Socket::IP->new(LocalHost => $host, LocalPort => $port,
         Listen => SOMAXCONN, ReuseAddr => 1) or die "listen: $@";
     return bless { sock => $sock, port => $port }, 'Weir::Listener';
@@ -384,7 +399,7 @@ sub listener(%o)
 # A port that refuses.
 sub closed_port()
 {
-    return keep_port('127.0.0.1', 0);
+    return keep_port('127.0.0.1');
 }
 
 # The same, for somebody who will listen there with SO_REUSEADDR.
