@@ -310,7 +310,6 @@ for my $what ('migrate', 'rebind', 'update') {
     note sprintf '%.0f/s', 2000 / (time - $from);
 }
 { # 200 that are idle
-    my $rss = $w->status('VmRSS');
     my $many = Weir->start(home => $home, set => [ @set, 'proxy.workers=16' ]);
     my @idle;
     for (1 .. 10) {
