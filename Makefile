@@ -21,8 +21,8 @@ PKG_RUN   = gcc libc6-dev make pkgconf ca-certificates \
             libngtcp2-crypto-gnutls-dev>=1.0 libnghttp3-dev>=1.0
 PKG_TEST  = $(PKG_RUN) perl libio-socket-ssl-perl curl openssl socat nginx \
             gnutls-bin chromium libnss3-tools util-linux iproute2 \
-            squid-openssl tinyproxy microsocks nghttp2-proxy nghttp2-server \
-            nghttp2-client openssh-client openssh-server \
+            squid-openssl tinyproxy microsocks dante-server? nghttp2-proxy \
+            nghttp2-server nghttp2-client openssh-client openssh-server \
             ngtcp2-client>=1.0 ngtcp2-server>=1.0 caddy firefox-esr \
             libnss-wrapper
 PKG_BESIDE = curl>=8.1 libcurl4>=8.1

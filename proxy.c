@@ -345,6 +345,7 @@ weir_start(struct weir *w, struct config *conf, char *err, size_t cap)
     }
     pool.name = "weir-x";
     pool.n_workers = (size_t)conf->exchanges;
+    pool.n_queue = (size_t)conf->streams_total; /* all may have to connect */
     pool.serve = serve_job;
     if ((w->exchanges = pool_new(&pool)) == NULL) {
         snprintf(err, cap, "cannot make %d workers: %s", conf->exchanges,

@@ -233,11 +233,12 @@ upload_client_failed(struct upload *u)
  * upload_join - wait for the twin, with our answer complete or given up.
  *
  * hopeless  nobody will read what it carries
- *  An upload that
- * still moves may go on: the origin said it keeps the connection.  One that is
- * only being discarded, or that waits for a 100 (Continue) which will never
- * come, ends here; as does one that the origin refuses after its answer, while
- * the client is silent and so would not learn it.
+ *
+ * An upload that still moves may go on: the origin said it keeps the
+ * connection.  One that is only being discarded, or that waits for a 100
+ * (Continue) which will never come, ends here; as does one that the origin
+ * refuses after its answer, while the client is silent and so would not learn
+ * it.
  * Thread: the worker.  Blocks: as long as the upload moves.
  */
 void

@@ -789,9 +789,8 @@ static struct upstream *
 take_by(const struct client *c, const struct wish *w, struct parent *parent,
         bool fresh, bool *again, struct fail *f)
 {
-    struct altsvc at;
-
     struct upstream *up = NULL;
+    struct altsvc at;
 
     *again = false;
     if (!quic_wanted(c, w->origin, parent, w->upgrade, &at))

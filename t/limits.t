@@ -5,6 +5,7 @@ use v5.36;
 use Test::More;
 use Time::HiRes qw(time);
 use Weir;
+use Weir::H2;
 
 my $ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -186,6 +187,20 @@ my $ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
         '50 idle clients hold no threads';
     cmp_ok $w->status('VmRSS'), '<', 10 * 1024, 'and it is small'
         if $ENV{WEIR} !~ /asan|tsan/;
+    $w->stop;
+}
+
+# ---- more streams at once than there are threads to connect them
+{
+    my $w = Weir->start(set => [ 'proxy.exchanges=1', 'proxy.queue=1' ]);
+    my $o = origin(sub ($c) { $c->put($ok) while $c->get_request });
+    my $c = Weir::H2->client($w->client);
+    my @id = map { 2 * $_ - 1 } 1 .. 100;
+    $c->{wire}->put(join '', map {
+        $c->frame('HEADERS', 5, $_, Weir::H2::hpack(Weir::H2::get($o->addr)))
+    } @id);
+    is join(' ', map { $c->answer($_)->{status} } @id),
+        join(' ', map { 200 } @id), 'streams wait for one another';
     $w->stop;
 }
 

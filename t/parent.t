@@ -34,7 +34,7 @@ my @real = (
         'http://ann:s3%3Acret@127.0.0.1:%d' ],
     [ tinyproxy(),             'http://127.0.0.1:%d' ],
     [ nghttpx(squid()->{port}), 'https://127.0.0.1:%d' ],
-    [ microsocks(),             'socks5://127.0.0.1:%d' ],
+    map({ [ $_, 'socks5://127.0.0.1:%d' ] } microsocks(), dante()),
 );
 for (@real) {
     my ($p, $form) = @$_;

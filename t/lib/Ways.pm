@@ -2,8 +2,8 @@
 # started for a test on a free port.
 #
 # Each constructor answers a process with {port}; what it logs is in {log}.
-# The programs are Debian's squid, tinyproxy, microsocks, nghttpx, caddy, and
-# those of ngtcp2.
+# The programs are Debian's squid, tinyproxy, microsocks, dante, nghttpx, caddy,
+# and those of ngtcp2.
 
 package Ways;
 use v5.36;
@@ -14,7 +14,7 @@ use Socket qw(PF_INET SOCK_STREAM INADDR_LOOPBACK pack_sockaddr_in
     unpack_sockaddr_in);
 use Weir;
 
-our @EXPORT = qw(squid tinyproxy microsocks nghttpx told scripted black_hole
+our @EXPORT = qw(squid tinyproxy microsocks dante nghttpx told scripted black_hole
     gtlsserver gtlsclient caddy free_udp_port);
 
 # Wait until somebody listens there.
@@ -76,6 +76,23 @@ sub microsocks(%o)
     my $port = free_port();
     my $p = start_process(['microsocks', '-i', '127.0.0.1', '-p', $port]);
     return up('microsocks', { %$p, port => $port, log => $p->{err} });
+}
+
+# The same by another; an empty list where it is not installed: not every suite
+# has it.
+sub dante(%o)
+{
+    my ($program) = grep { -x } '/usr/sbin/danted' or return;
+    my $dir  = scratch('dante', 1);
+    my $port = free_port();
+    my @users = $> ? () : ('user.privileged: root', 'user.unprivileged: nobody');
+    spew("$dir/conf", join "\n", 'logoutput: stderr',
+        "internal: 127.0.0.1 port = $port", 'external: 127.0.0.1',
+        'clientmethod: none', 'socksmethod: none', @users,
+        map({ "$_ pass { from: 127.0.0.1/32 to: 0.0.0.0/0 }" } qw(client socks)),
+        '');
+    my $p = start_process([$program, '-f', "$dir/conf", '-p', "$dir/pid"]);
+    return up('dante', { %$p, port => $port, log => $p->{err} });
 }
 
 # An https:// proxy: TLS in front of an HTTP/1 proxy at $back.
