@@ -188,5 +188,6 @@ help:
 	@echo 'make matrix     doc/matrix.md, from t/matrix.t'
 	@echo 'make lint       clang-format, cppcheck, clang-tidy'
 	@echo 'make install    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR); also uninstall'
+	@echo 'make clean      remove what was built'
 
 -include $(wildcard $(B)/*.d $(B)/t/*.d $(B)/t/fuzz/*.d)

@@ -9,6 +9,7 @@
  * Follows  RFC 9113 section 10.5, RFC 9114 section 10.5; CVE-2023-44487 and
  *          CVE-2025-8671 for resets of both kinds, CVE-2019-9511 to 9518 for
  *          the other floods.
+ * Owns     nothing: the budgets are the session's.
  * Threads  the session's owner.
  * Blocks   never.
  */

@@ -8,6 +8,7 @@
  * Follows  RFC 9297 section 3, RFC 9000 section 16.
  * Owns     the value of a datagram that came in pieces.
  * Threads  any; one at a time for a struct capsules.
+ * Blocks   never.
  */
 #include <assert.h>
 #include <stdlib.h>

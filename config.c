@@ -85,7 +85,7 @@ static const struct setting rows[] = {
     INT("proxy", workers, 256, 1, 100000,
         "connections that are worked on at the same time"),
     INT("proxy", exchanges, 256, 1, 100000,
-        "uploads and tunnels on HTTP/2 streams at the same time"),
+        "uploads and tunnels on HTTP/2 and 3 streams at the same time"),
     INT("proxy", queue, 1024, 1, 1000000,
         "connections that may wait for a worker"),
     INT("proxy", stack_kib, 256, 128, 65536, "stack of each thread, in KiB"),

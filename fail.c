@@ -6,6 +6,7 @@
  *
  * Owns     nothing.
  * Threads  any; a struct fail belongs to one thread at a time.
+ * Blocks   never.
  */
 #include <assert.h>
 #include <errno.h>

@@ -10,6 +10,7 @@
  *          :protocol is a GET with an Upgrade to us, and its 200 a 101).
  * Owns     nothing.
  * Threads  any; one at a time for a section.
+ * Blocks   never.
  */
 #include <stdio.h>
 #include <stdlib.h>

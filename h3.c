@@ -674,6 +674,7 @@ h3_accept(struct wire *wire, const struct config *conf,
 
     if (h == NULL)
         return NULL;
+    qc.tunnelled = wire_tunnelled(wire);
     qu = quic_user_of(h);
     if (mitm_quic(user->weir->mitm, &tls) != 0 ||
         (h->quic = quic_accept(wire, tls, &qc, &qu)) == NULL) {

@@ -10,7 +10,8 @@
  * Follows  RFC 8446, RFC 6066 section 3 (SNI), RFC 7301 (ALPN).
  * Owns     nothing.
  * Threads  the worker that runs the connection.
- * Blocks   for the origin (connect_s) and for the client (head_s).
+ * Blocks   for the origin (connect_s) and for the client (head_s); QUIC's
+ *          handshake is quic.c's, and waits for no origin.
  */
 #include <stdio.h>
 #include <string.h>
@@ -269,7 +270,7 @@ quic_target(struct conn *c)
  * arg  its struct conn
  *
  * Returns 0 with the leaf to show, or the alert to end with.  Thread: the
- * connection's.  Blocks: never.
+ * connection's.  Blocks: only for a leaf that is minted.
  */
 int
 handshake_quic(void *arg, const struct hello *hello, struct leaf **leaf)

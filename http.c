@@ -524,6 +524,7 @@ field_ok_in_trailer(struct span name)
 {
     static const char *const barred[] = {
         "Age",
+        "Alt-Svc", /* it would route what comes later */
         "Authorization",
         "Cache-Control",
         "Content-Encoding",

@@ -15,6 +15,7 @@
  *          while it runs; whoever has it when it ends frees it.
  * Threads  the accept thread, started here; workers by listeners_serve(); the
  *          main thread starts, stops and waits.
+ * Blocks   the accept thread, in epoll_wait(2); listeners_wait_idle().
  */
 #include <assert.h>
 #include <errno.h>

@@ -16,6 +16,7 @@
  *
  * Owns     nothing beyond the lists it hands out.
  * Threads  any; a list does not change once it is built.
+ * Blocks   never.
  */
 #include <arpa/inet.h>
 #include <ctype.h>

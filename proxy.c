@@ -15,6 +15,7 @@
  *
  * Owns     struct weir and all that it names.
  * Threads  the main thread alone; it is the one that takes signals.
+ * Blocks   while it waits for one.
  */
 #include <errno.h>
 #include <getopt.h>

@@ -6,9 +6,14 @@
  * public function's full comment stands above its body; here is one line.
  *
  * The way of a request: proxy.c starts listen.c, whose accept thread hands a
- * readable connection to a worker of pool.c; conn.c runs its states; h1.c
- * reads the head; exchange.c finds the way with upstream.c and carries head,
- * body and answer; log.c writes the line.
+ * readable connection to a worker of pool.c; conn.c runs its states; detect.c
+ * finds out what it speaks and handshake.c ends its TLS; h1.c reads the head;
+ * exchange.c finds the way with upstream.c and carries head, body and answer;
+ * log.c writes the line.
+ *
+ * HTTP/2 and HTTP/3 have a session in the place of h1.c: h2.c, or quicport.c,
+ * demux.c, quic.c and h3.c.  Each request is a stream of it (stream.c), which
+ * serve.c brings to the same exchange.c.  doc/tour.md goes these ways on foot.
  */
 #ifndef PROXY_H
 #define PROXY_H
@@ -333,7 +338,7 @@ struct head {
     enum body body;
     uint64_t length;
     /* Protocols asked for, or switched to (101).  An extended CONNECT (RFC
-     * 8441) is a GET with an upgrade as well, and its 200 a 101. */
+     * 8441, RFC 9220) is a GET with an upgrade as well, its 200 a 101. */
     struct span upgrade;
     struct span connection; /* options of all Connection fields, joined */
     bool expects_continue, te_trailers;
@@ -372,7 +377,8 @@ struct http_ops {
     bool (*unwanted)(struct http *);
     /* Is the peer gone for good, so that nobody waits for our answer? */
     bool (*gone)(struct http *);
-    /* May the connection (h2: always) carry another exchange after this? */
+    /* May the connection carry another exchange after this?  A client's
+     * session: yes; a way that is a stream: no. */
     bool (*reusable)(struct http *);
     /* Make the message look cut short to the peer and wake whoever waits on
      * it.  Any thread. */
@@ -1112,9 +1118,9 @@ struct conn *conn_new_inside(const struct client *, int fd,
 /* A QUIC connection; from and inside as in struct demux_user. */
 struct conn *conn_new_quic(struct weir *, struct wire *,
                            const struct client *from, const struct origin *);
-/* May what follows a CONNECT to o be looked into? */
 enum why connect_route(struct client *, struct head *req, struct origin *,
                        struct fail *); /* where a CONNECT leads */
+/* May what follows a CONNECT to that origin be looked into? */
 bool conn_wants(const struct config *, const struct origin *);
 /* For the states that have rooms of their own. */
 enum conn_state conn_park(struct conn *, enum conn_state resume,
@@ -1368,8 +1374,7 @@ struct packed *pack_head(const struct head *, bool head_only,
                          struct span credentials); /* NULL: memory */
 struct packed *pack_tail(const struct head *);
 
-/* ---- fiber.c: blocking jobs on an owner's thread ---------------------------
- */
+/* ---- fiber.c: blocking jobs on an owner's thread ------------------------- */
 
 bool fibers_init(struct fibers *, size_t stack_bytes);
 void fibers_clear(struct fibers *);
@@ -1430,6 +1435,7 @@ size_t stream_say_max(struct stream *); /* 0: the peer takes none */
 /* From now on, what came before included; hear NULL: nobody, and on return
  * nobody is being called. */
 void stream_hear(struct stream *, struct hearer);
+
 /* ---- calm.c: how much useless work a peer may make ----------------------- */
 
 void calm_init(struct calm *, const struct config *, int64_t now);
@@ -1723,9 +1729,7 @@ struct stream *h3_open(struct h3 *, bool *used);
 int h3_extended(struct h3 *, int64_t until);
 void h3_stop(struct h3 *);
 
-/* What h3.c, h3in.c and h3out.c have for each other; the owner's alone. */
-bool h3_read_own(struct h3 *, int64_t id, const uint8_t *, size_t len,
-                 bool fin); /* h3control.c */
+/* For its other rooms; the owner's. */
 int h3_give_up(struct h3 *, uint64_t code, const char *cause);
 int h3_no_memory(struct h3 *);
 bool h3_judge(struct h3 *, int rc);
@@ -1737,10 +1741,19 @@ void h3_stream_over(struct h3 *);
 void h3_stop_reading(struct h3 *, int64_t id, uint64_t code);
 void h3_reset(struct h3 *, int64_t id, uint64_t code);
 void h3_leave(struct h3 *);
-/* h3in.c: what comes */
+
+/* ---- h3in.c: what comes on a session ------------------------------------- */
+
 void h3_in(struct nghttp3_callbacks *, struct quic_user *);
 enum why h3_receive(struct h3 *, struct fail *);
-/* h3out.c: what goes */
+
+/* ---- h3control.c: the streams that are the peer's alone ------------------ */
+
+bool h3_read_own(struct h3 *, int64_t id, const uint8_t *, size_t len,
+                 bool fin);
+
+/* ---- h3out.c: what goes -------------------------------------------------- */
+
 void h3_out(struct nghttp3_callbacks *, struct quic_user *);
 void h3_serve(struct h3 *, struct stream *);
 void h3_serve_calls(struct h3 *);
@@ -1803,8 +1816,7 @@ ssize_t quic_receive(int fd, void *at, size_t len, struct quic_path *,
 void quic_send(int fd, const struct quic_path *, bool connected, const void *,
                size_t len, size_t segment);
 
-/* ---- acl.c: who may use weir, and where to ----------------------------------
- */
+/* ---- acl.c: who may use weir, and where to ------------------------------- */
 
 bool access_login(const struct config *, struct span user, struct span pass);
 const char *access_client(const struct config *, const struct sockaddr *);
@@ -1842,8 +1854,7 @@ size_t socks_put_datagram(char out[22], const struct sockaddr *from);
 enum why socks_ask(struct end *, const struct origin *, const struct parent *,
                    bool *spoke, struct fail *); /* as a client */
 
-/* ---- capsule.c: the capsule protocol --------------------------------------
- */
+/* ---- capsule.c: the capsule protocol, and QUIC's integers ---------------- */
 
 enum {
     VARINT_MAX = 8,    /* bytes of an integer (RFC 9000 section 16) */
@@ -1879,8 +1890,7 @@ struct udp_result { /* bytes */
 enum why udp_relay(const struct client *, struct end *control,
                    const struct socks *, struct udp_result *, struct fail *);
 
-/* ---- initial.c: the ClientHello in a QUIC client's first packets ----------
- */
+/* ---- initial.c: the ClientHello in a QUIC client's first packets --------- */
 
 struct initial;
 struct initial *initial_new(void); /* NULL: no memory */
@@ -1888,8 +1898,7 @@ void initial_free(struct initial *);
 enum why initial_read(struct initial *, const void *datagram, size_t len,
                       struct hello *); /* WHY_MORE: another one is needed */
 
-/* ---- nested.c: QUIC inside of a tunnel for datagrams ----------------------
- */
+/* ---- nested.c: QUIC inside of a tunnel for datagrams --------------------- */
 
 struct nested;
 struct nested_user {
@@ -1903,8 +1912,7 @@ bool nested_put(struct nested *, const void *, size_t len); /* false: opaque */
 bool nested_taken(const struct nested *);
 void nested_free(struct nested *);
 
-/* ---- lots.c: packets on a connected UDP socket, many at once --------------
- */
+/* ---- lots.c: packets on a connected UDP socket, many at once ------------- */
 
 enum { LOT_MAX = 64 }; /* packets of a lot */
 struct traffic {
@@ -1920,8 +1928,7 @@ int lots_send(int fd, struct iovec *, int n, atomic_bool *single,
 int lots_receive(int fd, struct lots *, struct traffic *);
 bool lots_next(struct lots *, char **at, size_t *len);
 
-/* ---- masque.c: UDP through HTTP (connect-udp) -----------------------------
- */
+/* ---- masque.c: UDP through HTTP (connect-udp) ---------------------------- */
 
 struct masque; /* a tunnel for datagrams */
 bool masque_wanted(const struct client *, struct head *req); /* by this? */
@@ -2025,8 +2032,7 @@ void dial_override(const struct config *, const char **host, uint16_t *port);
 void address_text(const struct sockaddr *, char out[ADDR_MAX]);
 uint16_t address_port(const struct sockaddr_storage *);
 
-/* ---- breaker.c: origins that cannot be connected to -------------------------
- */
+/* ---- breaker.c: origins that cannot be connected to ---------------------- */
 
 struct breaker *breaker_new(void);
 void breaker_free(struct breaker *);
@@ -2059,8 +2065,7 @@ int64_t altsvc_failed(struct altsvcs *, const struct origin *,
                       const struct fail *, int64_t now);
 void altsvc_worked(struct altsvcs *, const struct origin *);
 
-/* ---- parent.c: ways out through other proxies -------------------------------
- */
+/* ---- parent.c: ways out through other proxies ---------------------------- */
 
 struct parent *parent_parse(const char *text); /* NULL: malformed */
 struct parent *parent_take(struct parent *);

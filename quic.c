@@ -36,6 +36,7 @@ enum {
     BURST = 65000,       /* bytes sent by one call; UDP has 16 bits for it */
     BURST_SEGMENTS = 64, /* and no more packets: udp(7), UDP_SEGMENT */
     IOV_MAX_HERE = 16,   /* pieces of a stream for one packet */
+    SPARE_NAMES = 7,     /* connection IDs of the peer that we hold */
     PAYLOAD_MAX = 1452,  /* of a datagram: Ethernet, less IPv6 and UDP */
     GRAM_COST = 24,      /* of a packet around a DATAGRAM, less its DCID */
     STREAM_WINDOW_MAX = 16 << 20, /* to which the library may grow a window */
@@ -512,6 +513,7 @@ params_init(ngtcp2_transport_params *p, const struct quic_conf *conf)
     p->active_connection_id_limit = PEER_CIDS;
     p->max_idle_timeout = (ngtcp2_duration)conf->idle_ms * NGTCP2_MILLISECONDS;
     p->max_datagram_frame_size = 65535;
+    p->active_connection_id_limit = SPARE_NAMES; /* one for each new path */
     p->grease_quic_bit = 1;
 }
 

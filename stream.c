@@ -2,9 +2,9 @@
  * stream.c - the pipe between the owner of a session and the thread that uses
  * one of its streams.
  *
- * The owner (h2.c) speaks the protocol and never waits for a stream; a user
- * (exchange.c, tunnel.c) sees a struct http that blocks.  Heads, content and
- * ends lie between them in both directions, bounded: inwards by the window
+ * The owner (h2.c, h3.c) speaks the protocol and never waits for a stream; a
+ * user (exchange.c, tunnel.c) sees a struct http that blocks.  Heads, content
+ * and ends lie between them in both directions, bounded: inwards by the window
  * that was advertised, outwards by OUT_MAX, so that one who does not read
  * stops nobody but his own stream.
  *

@@ -4,13 +4,13 @@
  * The one room that opens ways to targets: directly by dial.c, or through a
  * parent by through.c.
  *
- * Takes a way to an origin out of a cache of idle ones, or dials and makes it
- * ready: TLS (secure.c) and a codec to speak on.  To an origin that is to be
- * tried in HTTP/3, QUIC gets a head start, then TCP runs beside it; what is
- * ready first is used, and QUIC that was late or failed is left alone for a
- * while (altsvc.c).  Whoever takes a way owns it until he gives it back or
- * frees it.  The cache also holds ways that are still bare: dialled for a
- * CONNECT whose client then began TLS with us.
+ * Takes a way to an origin out of a cache of idle ones, or a stream of a shared
+ * session (session.c), or dials and makes it ready: TLS (secure.c) and a codec
+ * to speak on.  To an origin that is to be tried in HTTP/3, QUIC gets a head
+ * start, then TCP runs beside it; what is ready first is used, and QUIC that
+ * was late or failed is left alone for a while (altsvc.c).  Whoever takes a way
+ * owns it until he gives it back or frees it.  The cache also holds ways that
+ * are still bare: dialled for a CONNECT whose client then began TLS with us.
  *
  * Owns     the cache: per origin at most reuse_per_origin idle ways, in total
  *          reuse_total (both more for a moment), none longer than reuse_s.

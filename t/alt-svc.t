@@ -19,7 +19,8 @@ sub say_alternatives($c)
                 . "Link: </a>\r\n\r\n"
                 . "HTTP/1.1 200 OK\r\nAlt-Svc: $alt\r\nX-Kept: 1\r\n"
                 . "ALT-SVC: clear\r\nX-Used: $used\r\n"
-                . "Content-Length: 2\r\n\r\nok");
+                . "Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n"
+                . "0\r\nAlt-Svc: $alt\r\nX-Last: 1\r\n\r\n");
     }
 }
 
@@ -56,7 +57,8 @@ sub inside($w, $target, @alpn)
 
 sub all_of($got) { return join '|', fields($got, 'alt-svc') }
 
-my @used = ('Host: good.test', 'Alt-Used: alt.good.test');
+my @used = ('Host: good.test', 'Alt-Used: alt.good.test',
+    'Connection: TE', 'TE: trailers');
 
 {
     my $w = Weir->start(set => \@set);
@@ -70,6 +72,8 @@ my @used = ('Host: good.test', 'Alt-Used: alt.good.test');
     is "$got->{status} $got->{body}", '200 ok', 'the answer';
     is all_of($got), '', 'without Alt-Svc, however it is spelled';
     is field($got, 'x-kept'), 1, 'all else stays';
+    is lc join('|', map { "@$_" } $got->{trailers}->@*), 'x-last 1',
+        'nor behind the content';
     is field($got, 'x-used'), 'none', 'Alt-Used was for the way to weir';
 
     $c = Weir::H2->client(inside($w, 'two.good.test:443', 'h2'));
