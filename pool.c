@@ -1,10 +1,11 @@
 /*
  * pool.c - a fixed pool of worker threads, and a twin for each.
  *
- * A thread is started when a job comes and nobody is free, and then kept.
- * The worker that went idle last is woken first: its stack and caches are
- * warm, and those above it sleep on and cost nothing.  When all are busy a
- * job waits in a bounded queue with the time it came.
+ * A thread is started when a job comes and nobody is free, and then kept for
+ * the next one.  The worker that went idle last is woken first: its stack and
+ * caches are warm, and those above it sleep on; after a burst, all of them that
+ * are more than a few leave, with what malloc(3) keeps for each thread.  When
+ * all are busy a job waits in a bounded queue with the time it came.
  *
  * A twin is the second thread of a worker: the other direction of a tunnel,
  * the body of a request that is still coming.  It belongs to its worker alone
@@ -33,6 +34,7 @@
 enum {
     REST_MS = 2000,    /* idle for so long: give back the pages of the stack */
     OWN_FRAME = 1024,  /* bytes: more than stack_rest() has on the stack */
+    KEPT = 8,          /* workers that stay, idle or not */
     NAME_MAX_LEN = 16, /* pthread_setname_np(3), with its NUL */
 };
 
@@ -53,8 +55,10 @@ struct worker {
     pthread_t thread;
     size_t no;
     struct twin twin;
-    struct worker *colder; /* idle for longer; NULL: the last, or busy.  Needs
-                              pool->lock */
+    /* needs pool->lock */
+    struct worker *colder; /* idle for longer, or gone before; NULL: the last,
+                              or busy */
+    bool threaded;         /* its thread has to be joined */
     /* whoever takes it from the idle ones has it, until he rings `told` */
     void *job; /* NULL: leave */
     struct bell told;
@@ -70,10 +74,11 @@ struct pool {
     pthread_attr_t attr;
     pthread_mutex_t lock;
     /* under lock */
-    struct worker *workers; /* [0..n_started) have a thread */
+    struct worker *workers; /* [0..n_started) have, or had, a thread */
     size_t n_started;
     size_t n_busy;
     struct worker *warmest; /* of the idle; set: the queue is empty */
+    struct worker *left;    /* their threads have ended, or are about to */
     struct job *queue;      /* a ring of conf.n_queue */
     size_t first, n_queued;
     bool leave;
@@ -269,6 +274,7 @@ twin_leave(struct twin *t)
     t->run = NULL;
     bell_ring(&t->told);
     pthread_join(t->thread, NULL);
+    t->started = false;
 }
 
 /* ---- the worker ---------------------------------------------------------- */
@@ -287,7 +293,43 @@ queue_take(struct pool *p)
     return job;
 }
 
-/* The next job, waiting for it; NULL: the pool ends. */
+/* Idle for long, and one of many: leave?  False: it is one of the few, or has
+ * just been taken for a job. */
+static bool
+worker_leaves(struct worker *w)
+{
+    struct pool *p = w->pool;
+    struct worker **at = &p->warmest;
+    int warmer = 0;
+
+    pthread_mutex_lock(&p->lock);
+    for (; *at != NULL && *at != w; at = &(*at)->colder)
+        warmer++;
+    if (*at == NULL || warmer < KEPT || p->leave) {
+        pthread_mutex_unlock(&p->lock);
+        return false;
+    }
+    *at = w->colder;
+    w->colder = p->left;
+    p->left = w;
+    pthread_mutex_unlock(&p->lock);
+    return true;
+}
+
+/* Sleep until told, and leave or rest the stack once it takes long. */
+static void *
+worker_told(struct worker *w)
+{
+    if (!bell_wait(&w->told, now_ms() + REST_MS)) {
+        if (worker_leaves(w))
+            return NULL;
+        stack_rest();
+        bell_wait(&w->told, 0);
+    }
+    return w->job;
+}
+
+/* The next job, waiting for it; NULL: the thread ends. */
 static void *
 worker_next(struct worker *w)
 {
@@ -301,8 +343,7 @@ worker_next(struct worker *w)
         w->colder = p->warmest;
         p->warmest = w;
         pthread_mutex_unlock(&p->lock);
-        wait_told(&w->told);
-        return w->job;
+        return worker_told(w);
     }
     pthread_mutex_unlock(&p->lock);
     return job;
@@ -320,20 +361,43 @@ worker_main(void *arg)
     return NULL;
 }
 
+/* One that has left, or has never been; NULL: all are there.  Needs
+ * pool->lock. */
+static struct worker *
+worker_vacant(struct pool *p)
+{
+    struct worker *w = p->left;
+
+    if (w == NULL && p->n_started < p->conf.n_workers) {
+        w = &p->workers[p->n_started];
+        w->pool = p;
+        w->no = ++p->n_started;
+        w->colder = NULL;
+        p->left = w;
+    }
+    if (w != NULL && w->threaded) {
+        pthread_join(w->thread, NULL); /* it has no more to do */
+        w->threaded = false;
+    }
+    return w;
+}
+
 /* One more thread, with its first job.  Needs pool->lock; held while the
- * thread is made, which happens n_workers times in all.  False: there is none
- * to be had now; the next job asks again. */
+ * thread is made, which happens when there is more to do than for a while.
+ * False: there is none to be had now; the next job asks again. */
 static bool
 worker_start(struct pool *p, void *job)
 {
-    struct worker *w = &p->workers[p->n_started];
+    struct worker *w = worker_vacant(p);
 
-    w->pool = p;
-    w->no = p->n_started + 1;
+    if (w == NULL)
+        return false;
     w->job = job;
     if (pthread_create(&w->thread, &p->attr, worker_main, w) != 0)
         return false;
-    p->n_started++;
+    p->left = w->colder;
+    w->colder = NULL;
+    w->threaded = true;
     p->n_busy++;
     return true;
 }
@@ -389,9 +453,9 @@ pool_submit(struct pool *p, void *job)
     if ((w = p->warmest) != NULL) {
         p->warmest = w->colder;
         p->n_busy++;
-    } else if (p->n_started < p->conf.n_workers && worker_start(p, job)) {
+    } else if (worker_start(p, job)) {
         /* it has the job already */
-    } else if (p->n_started > 0 && p->n_queued < p->conf.n_queue) {
+    } else if (p->n_busy > 0 && p->n_queued < p->conf.n_queue) {
         p->queue[(p->first + p->n_queued++) % p->conf.n_queue] =
             (struct job){job, now_ms()};
     } else {
@@ -457,7 +521,8 @@ pool_free(struct pool *p)
     }
     pthread_mutex_unlock(&p->lock);
     for (size_t i = 0; i < p->n_started; i++)
-        pthread_join(p->workers[i].thread, NULL);
+        if (p->workers[i].threaded)
+            pthread_join(p->workers[i].thread, NULL);
     pthread_mutex_destroy(&p->lock);
     pthread_attr_destroy(&p->attr);
     free(p->workers);

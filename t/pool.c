@@ -3,6 +3,7 @@
  *
  * Jobs here stop at a gate, so that the test decides who is busy.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -448,6 +449,63 @@ test_rest(void)
     is_int(job, 2, "it reached down");
 }
 
+/* ---- a burst that is over -------------------------------------------------
+ */
+
+enum { BURST = 20, KEPT = 8 };
+
+static int
+n_threads(void)
+{
+    DIR *d = opendir("/proc/self/task");
+    int n = -2; /* . and .. */
+
+    while (d != NULL && readdir(d) != NULL)
+        n++;
+    if (d != NULL)
+        closedir(d);
+    return n;
+}
+
+static void
+threads_settle(int n)
+{
+    int64_t until = now_ms() + LIMIT_MS;
+
+    while (n_threads() > n && now_ms() < until)
+        (void)poll(NULL, 0, 20);
+}
+
+static void
+burst(struct pool *p, const char *when)
+{
+    struct gate g[BURST] = {0};
+    int came = 0;
+
+    for (int i = 0; i < BURST; i++)
+        came += pool_submit(p, &g[i]) && gate_came(&g[i]);
+    is_int(came, BURST, "%s: each job has its worker", when);
+    is_int(pool_idle(p), 0, "  and all are busy");
+    for (int i = 0; i < BURST; i++)
+        gate_open(&g[i]);
+    ok(pool_settles(p, BURST), "  and come back");
+}
+
+static void
+test_burst(void)
+{
+    struct pool *p = make(BURST, 4);
+    int before = n_threads();
+
+    burst(p, "a burst");
+    threads_settle(before + KEPT);
+    is_int(n_threads() - before, KEPT, "after it most of the threads leave");
+    burst(p, "another");
+    pool_free(p);
+    threads_settle(before); /* one that was joined is seen for a moment */
+    is_int(n_threads(), before, "and none is left at the end");
+}
+
 int
 main(void)
 {
@@ -461,6 +519,7 @@ main(void)
     test_bell();
     test_twin();
     test_rest();
+    test_burst();
     pool_free(NULL);
     ok(true, "no pool to free is fine");
     return done_testing();
