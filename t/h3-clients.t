@@ -130,6 +130,7 @@ for my $what ('migrate', 'rebind', 'update') {
 }
 {
     my $c = client();
+    ok alive($c), 'a client that has got further identifiers';
     my $n = grep { $c->tell('migrate'); alive($c) } 1 .. 5;
     is $n, 5, 'one new address behind the other' or diag $c->{code};
     $c->close;
