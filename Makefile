@@ -9,7 +9,7 @@ CC        = gcc
 PREFIX    = /usr/local
 DESTDIR   =
 FUZZ_S    = 60
-J         = 3
+J         = 4
 SAN       =
 LIBS      = gnutls libnghttp2 inih libngtcp2 libngtcp2_crypto_gnutls \
             libnghttp3
