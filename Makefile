@@ -30,7 +30,7 @@ PKG_FUZZ  = $(PKG_RUN) clang
 PKG_LINT  = $(PKG_RUN) clang-tidy cppcheck clang-format
 PKG_BENCH = $(PKG_RUN) perl squid-openssl haproxy tinyproxy mitmproxy nginx \
             dante-server? sslsplit hitch nghttp2-proxy nghttp2-server \
-            nghttp2-client
+            nghttp2-client ngtcp2-client>=1.0 caddy
 
 # ---- what is built --------------------------------------------------------
 CFLAGS    = -O2 -g
