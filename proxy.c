@@ -442,6 +442,7 @@ say_restart(const struct config *now, const struct config *next)
         {"proxy.exchanges", now->exchanges == next->exchanges},
         {"proxy.queue", now->queue == next->queue},
         {"proxy.stack_kib", now->stack_kib == next->stack_kib},
+        {"http2.streams_total", now->streams_total == next->streams_total},
         {"intercept.dir", same_text(now->dir, next->dir)},
         {"intercept.leaf_days", now->leaf_days == next->leaf_days},
         {"intercept.leaf_cache", now->leaf_cache == next->leaf_cache},
