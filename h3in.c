@@ -140,23 +140,7 @@ take_answer(struct h3 *h, struct lane *l, bool ends)
         h3_reset(h, l->id, NGHTTP3_H3_MESSAGE_ERROR);
         return;
     }
-    if (s->connect && head.status / 100 == 2) {
-        head.body = BODY_RAW;
-        if (s->extended) {
-            head.status = 101;
-            head.upgrade = span_of("websocket");
-        }
-    }
-    if (head.status >= 200 || head.status == 101)
-        s->answered = true;
-    if (!stream_put_head(s, &head)) {
-        head_clear(&head);
-        stream_break(s, WHY_SYS, "read head", ENOMEM, sys_text);
-    }
-    if (ends) {
-        s->remote_end = true;
-        stream_put_end(s, NULL);
-    }
+    stream_put_answer(s, &head, ends);
 }
 
 static int

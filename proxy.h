@@ -1413,6 +1413,7 @@ void stream_drop(struct stream *); /* the owner is */
 void stream_serve(struct stream *, void (*serve)(void *arg, struct fibers *),
                   void *arg); /* by the owner, from now on */
 bool stream_put_head(struct stream *, struct head *); /* takes what is in it */
+void stream_put_answer(struct stream *, struct head *, bool ends);
 bool stream_put_data(struct stream *, const void *, size_t len);
 void stream_put_gram(struct stream *, const void *, size_t len);
 void stream_end_grams(struct stream *); /* no more have come for now */

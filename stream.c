@@ -213,6 +213,38 @@ hub_call(struct hub *h)
     return s;
 }
 
+/*
+ * stream_put_answer - an answer's head, 1xx or the final one (client role).
+ *
+ * head  what is in it is taken
+ * ends  no content follows
+ *
+ * What a 2xx means depends on what was asked: to a CONNECT, that its content
+ * is a tunnel's, and to an extended one (RFC 8441, RFC 9220) what a 101 is in
+ * HTTP/1.  Thread: the owner.
+ */
+void
+stream_put_answer(struct stream *s, struct head *head, bool ends)
+{
+    if (s->connect && head->status / 100 == 2) {
+        head->body = BODY_RAW;
+        if (s->extended) {
+            head->status = 101;
+            head->upgrade = span_of("websocket");
+        }
+    }
+    if (head->status >= 200 || head->status == 101)
+        s->answered = true;
+    if (!stream_put_head(s, head)) {
+        head_clear(head);
+        stream_break(s, WHY_SYS, "read head", ENOMEM, sys_text);
+    }
+    if (ends) {
+        s->remote_end = true;
+        stream_put_end(s, NULL);
+    }
+}
+
 /* Bytes of which the peer was not told that they were read; they count as told
  * from now on.  Needs hub->lock. */
 static size_t
